@@ -1,0 +1,17 @@
+"""PMD-mean: policy mirror descent with the mean reward in place of the log-partition function.
+
+Reproduces Xu et al., arXiv:2602.05933. One concept per file; read them in this order:
+
+params      the validated view of params.yaml
+tasks       problem sets: the embedded arithmetic task, and one reader for every set
+verifier    response -> extracted answer -> reward
+policy      build, load, save a causal LM; per-token log-probabilities and entropy
+rollout     sample responses (the engine protocol and the torch engine)
+objectives  advantages and losses: PMD-mean, its relatives and its baselines
+theory      the population update: Lambert W, the mixed KL-chi^2 regulariser, finite samples
+sft         the base model
+trainer     the reinforcement-learning loop
+evaluate    sample a checkpoint on a problem set and score it
+stats       pass@k and its kin, clustered intervals
+style, figures, tables, report   what the reader sees
+"""
