@@ -1,0 +1,66 @@
+# From clone to paper. Needs git and Python 3.11 or 3.12 (another name or place: make PYTHON=python3.12).
+#
+#   make repro   install, then run the whole pipeline: training, evaluation, every figure and table
+#   make test    install, then ruff, pytest, nbval over every notebook and the smoke pipeline
+#
+# Without make:
+#   python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.lock -e . && dvc repro
+#
+# On Linux, PyPI's torch carries CUDA (several GB). For the CPU build of the same version, set
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+# a kernel "python3" in the user's home must not shadow the environment's
+export JUPYTER_PREFER_ENV_PATH := 1
+SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
+
+.PHONY: setup repro test smoke lock benchmark clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c '$(SUPPORTED)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e .
+	touch $@
+
+repro: setup
+	.venv/bin/dvc repro
+
+test: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/dvc repro --quiet data.dvc
+	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --nbval-lax --nbval-current-env notebooks/
+	$(MAKE) smoke
+
+# The whole pipeline at the smoke preset, in a scratch clone of HEAD: what is not committed is not run.
+smoke: setup
+	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; trap 'exit 1' INT TERM; \
+	git clone --quiet . "$$scratch/clone"; cd "$$scratch/clone"; export PYTHONPATH="$$scratch/clone"; \
+	"$(BIN)/python" -m pmd.params smoke; \
+	"$(BIN)/dvc" repro; \
+	test -s results/smoke/report.html; \
+	echo "smoke: results/smoke/report.html was made"
+
+# Pin again: what pip chooses today for pyproject.toml in a clean environment, without what only one platform needs.
+lock:
+	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; trap 'exit 1' INT TERM; \
+	$(PYTHON) -m venv "$$scratch/venv"; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
+	head -n 1 requirements.lock > "$$scratch/lock"; \
+	"$$scratch/venv/bin/python" -m pip freeze --all --exclude pip --exclude pmd \
+	  | sed -E 's/\+[a-z0-9]+$$//; /^(nvidia-|cuda-|triton==|appnope==|pywin)/d' >> "$$scratch/lock"; \
+	mv "$$scratch/lock" requirements.lock; \
+	git --no-pager diff --stat requirements.lock
+
+# Speed beside TRL's GRPOTrainer, which is installed in an environment of its own.
+benchmark: setup
+	.venv/bin/python benchmarks/compare.py
+
+clean:
+	rm -rf .venv benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,185 @@
+"""Tokens per second of this package's trainer beside TRL's GRPOTrainer, measured alternately in one run.
+
+    python benchmarks/compare.py [--model FOLDER] [--rounds 3]
+
+Both sides train the same model on the same prompts in the same order, fp32, on the same number of threads, each in
+a process of its own, in turns so that a slow moment of the machine hits both. Tokens are prompt and response tokens
+of the rollouts. The peer is installed on first use, in benchmarks/.venv. Without --model, a model of the same size
+with random weights is used: its responses are short, but one in every batch runs to the limit, which costs the peer
+more than a trained model would. Writes benchmarks/results.json and benchmarks/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from pmd.files import ROOT, read_json, write_json, write_jsonl, write_text
+from pmd.policy import build_policy, save_policy
+from pmd.seeds import prompt_order
+from pmd.tasks import SYMBOLS, splits
+
+HERE = ROOT / "benchmarks"
+PEER = HERE / ".venv"
+PINS = [["torch==2.13.0"], ["trl==1.16.0", "transformers==5.19.0"]]
+"""Two pip calls: with torch there, nothing that TRL needs can pull another build of it."""
+
+SHAPE = {
+    "prompts": 64,
+    "rollouts": 8,
+    "updates": 8,
+    "max_tokens": 48,
+    "lr": 1e-4,
+    "threads": 2,
+    "warmup": 2,
+    "steps": 8,
+}
+MODEL = {"layers": 3, "width": 96, "heads": 3, "kv_heads": 1, "feedforward": 256, "seed": 0}
+
+
+def install_peer() -> Path:
+    """The peer environment's Python, made on first use."""
+    python = PEER / "bin" / "python"
+    marker = PEER / "installed.json"
+    if not marker.exists() or read_json(marker) != PINS:
+        print("installing TRL in benchmarks/.venv (once)", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", PEER], check=True)
+        for pins in PINS:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
+        write_json(marker, PINS)
+    return python
+
+
+def measure(command: list[str | Path], threads: int) -> list[dict]:
+    """The steps a side prints as its last line; its messages go to the error stream."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])["steps"]
+
+
+def rate(step: dict) -> float:
+    """Prompt and response tokens a second of one step."""
+    return (step["prompt_tokens"] + step["response_tokens"]) / step["seconds"]
+
+
+def summary(steps: list[dict]) -> dict:
+    """Medians over steps, and the fastest step, which is the least disturbed one on a shared machine."""
+    return {
+        "tokens_per_s": statistics.median(map(rate, steps)),
+        "tokens_per_s_best": max(map(rate, steps)),
+        "seconds_per_step": statistics.median(step["seconds"] for step in steps),
+        "tokens_per_step": statistics.median(step["prompt_tokens"] + step["response_tokens"] for step in steps),
+    }
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def run(model: Path, rounds: int) -> dict[str, list[list[dict]]]:
+    """{side: [round][step]}, both sides in turns on the same prompts in the same order."""
+    python, steps = install_peer(), SHAPE["warmup"] + SHAPE["steps"]
+    problems = splits()["rl"][: SHAPE["prompts"] * steps]
+    order = [i for step in range(steps) for i in prompt_order(0, step + 1, SHAPE["prompts"], len(problems))]
+    sides: dict[str, list[list[dict]]] = {"ours": [], "trl": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_jsonl(folder / "ours.jsonl", problems)  # the trainer shuffles by itself
+        write_jsonl(folder / "trl.jsonl", [problems[i] for i in order])
+        shared = ["--model", model, "--shape", json.dumps(SHAPE), "--problems"]
+        commands = {
+            "ours": [sys.executable, HERE / "ours.py", *shared, folder / "ours.jsonl"],
+            "trl": [python, HERE / "trl_peer.py", *shared, folder / "trl.jsonl", "--scratch", folder / "trl"],
+        }
+        for _ in range(rounds):
+            for side, command in commands.items():
+                sides[side].append(measure(command, SHAPE["threads"]))
+    return sides
+
+
+def compare(sides: dict[str, list[list[dict]]], described: str) -> dict:
+    """The content of results.json."""
+    steps = {side: [step for round_ in rounds for step in round_] for side, rounds in sides.items()}
+    ours, trl = summary(steps["ours"]), summary(steps["trl"])
+    rounds = [[summary(steps)["tokens_per_s"] for steps in pair] for pair in zip(*sides.values(), strict=True)]
+    return {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": metadata.version("torch"),
+            "transformers": metadata.version("transformers"),
+            "trl": PINS[1][0].removeprefix("trl=="),
+        },
+        "shape": SHAPE,
+        "model": described,
+        "ours": ours,
+        "trl": trl,
+        "ratio": ours["tokens_per_s"] / trl["tokens_per_s"],
+        "ratio_best": ours["tokens_per_s_best"] / trl["tokens_per_s_best"],
+        "ratio_by_round": [a / b for a, b in rounds],
+        "phases_s": {
+            phase: statistics.median(step["phases"][phase] for step in steps["ours"])
+            for phase in steps["ours"][0]["phases"]
+        },
+    }
+
+
+def table(results: dict) -> str:
+    """results.md."""
+    names = {"ours": "this package", "trl": f"TRL {results['versions']['trl']} GRPOTrainer"}
+    rows = [
+        f"| {name} | {r['seconds_per_step']:.2f} | {r['tokens_per_step']:,.0f} | {r['tokens_per_s']:,.0f} "
+        f"| {r['tokens_per_s_best']:,.0f} |"
+        for side, name in names.items()
+        for r in [results[side]]
+    ]
+    shape, machine = results["shape"], results["machine"]
+    phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in results["phases_s"].items())
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in results["ratio_by_round"])
+    return f"""# Speed beside TRL
+
+Written by `python benchmarks/compare.py`. {shape["prompts"]} prompts x {shape["rollouts"]} rollouts of at most
+{shape["max_tokens"]} tokens and {shape["updates"]} updates a step, fp32, {shape["threads"]} threads.
+Model: {results["model"]}; {machine["processor"]}, {machine["cores"]} cores; torch {results["versions"]["torch"]}.
+Medians of {shape["steps"]} steps x {len(results["ratio_by_round"])} rounds in turns; prompt and response tokens.
+
+| | s a step | tokens a step | tokens/s | tokens/s, fastest step |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+| **ratio** | | | **{results["ratio"]:.2f}** | {results["ratio_best"]:.2f} |
+
+Ratio by round: {rounds}. Our seconds by phase: {phases}.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tokens per second beside TRL's GRPOTrainer.")
+    parser.add_argument("--model", type=Path, help="a trained model folder (default: random weights)")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.model:
+        sides, described = run(options.model.resolve(), options.rounds), options.model.name
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            save_policy(*build_policy(SYMBOLS, **MODEL), Path(scratch) / "model")
+            sides, described = run(Path(scratch) / "model", options.rounds), "random weights"
+    results = compare(sides, described)
+    write_json(HERE / "results.json", results)
+    write_text(HERE / "results.md", table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

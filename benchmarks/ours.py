@@ -1,0 +1,79 @@
+"""Our side of the benchmark: `pmd.trainer.train` with GRPO, so that both sides do the same arithmetic (see compare.py).
+
+Prints one line of JSON: seconds, tokens and seconds by phase of every measured step. A step lasts from one call of the
+rollout engine to the next, so logging and our own measurements (KL, χ², λ) count; evaluation and saving come after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from pmd import params
+from pmd.files import read_jsonl
+from pmd.rollout import TorchEngine
+from pmd.tasks import read_problems
+from pmd.trainer import train
+
+PHASES = ("rollout", "reward", "old", "update", "probe")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--problems", type=Path, required=True)
+    parser.add_argument("--shape", type=json.loads, required=True, help="JSON, see SHAPE in compare.py")
+    options = parser.parse_args()
+    shape = options.shape
+    steps = shape["warmup"] + shape["steps"]
+    problems = read_problems(options.problems, shape["prompts"] * steps)
+    values = params.load()
+    changes = {
+        "steps": steps,
+        "prompts": shape["prompts"],
+        "group_size": shape["rollouts"],
+        "minibatches": shape["updates"],
+        "max_tokens": shape["max_tokens"],
+        "lr": shape["lr"],
+        "warmup": 0,
+        "filter_low": None,
+        "filter_high": None,
+        "temperature": 1.0,
+        "eval_every": steps,
+        "eval_k": 1,
+        "checkpoint_every": steps,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": shape["threads"],
+    }
+    config = params.train(values["train"], values["methods"], "grpo", 0, **changes)
+    calls: list[tuple[float, int]] = []
+
+    class Timed(TorchEngine):
+        """Notes when each call began and how many prompt tokens it decodes."""
+
+        def sample(self, prompts, n, sampling, seed):
+            calls.append((time.perf_counter(), n * sum(map(len, prompts))))
+            return super().sample(prompts, n, sampling, seed)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        train(config, options.model, problems, {"val": problems[:1]}, scratch, engine=Timed, progress=False)
+        log, timing = (read_jsonl(Path(scratch) / name) for name in ("log.jsonl", "timing.jsonl"))
+    # calls: the first evaluation, each step, the last evaluation
+    measured = [
+        {
+            "seconds": after - start,
+            "prompt_tokens": prompt_tokens,
+            "response_tokens": round(row["length"] * shape["prompts"] * shape["rollouts"]),
+            "phases": {phase: clock[f"{phase}_s"] for phase in PHASES},
+        }
+        for (start, prompt_tokens), (after, _), row, clock in zip(calls[1:], calls[2:], log, timing, strict=False)
+    ]
+    print(json.dumps({"steps": measured[shape["warmup"] :]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Execute a parameterized notebook: papermill, with the checks it does not make.
+
+    python -m pmd.notebook notebooks/2-train.ipynb -p method=pmd-mean -p preset=default
+
+The namespaces of params.yaml that the notebook's `parameters` cell declares are injected whole, then the values
+given with -p. A name that the cell does not declare is an error here, where papermill would only warn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import papermill
+from ruamel.yaml import YAML
+
+from pmd import params
+from pmd.files import ROOT, write_json
+
+
+def declared(notebook: Path) -> list[str]:
+    """The parameter names of a notebook; ValueError if it has no `parameters` cell."""
+    names = list(papermill.inspect_notebook(str(notebook)))
+    if not names:
+        raise ValueError(f"{notebook}: no cell tagged 'parameters' declares any parameter")
+    return names
+
+
+def values_for(notebook: Path, given: dict[str, Any], namespaces: dict[str, Any]) -> dict[str, Any]:
+    """What to inject; ValueError naming a given parameter that the notebook does not declare."""
+    names = declared(notebook)
+    for name in given:
+        params.require(
+            name in names,
+            f"{notebook.name} -p {name}",
+            given[name],
+            f"one of its parameters: {', '.join(names)}",
+        )
+    return {name: namespaces[name] for name in names if name in namespaces} | given
+
+
+def execute(notebook: Path, stage: str, given: dict[str, Any]) -> None:
+    """Run a notebook as a pipeline stage: the executed copy and the stage's cost go below runs/<preset>/."""
+    namespaces = params.load()
+    values = values_for(notebook, given, namespaces)
+    folder = ROOT / "runs" / str(values.get("preset", namespaces["preset"]))
+    copy = folder / "notebooks" / f"{stage}.ipynb"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(copy), values, kernel_name="python3", cwd=str(ROOT), progress_bar=False,
+            stdout_file=sys.stdout, stderr_file=sys.stderr,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise ValueError(f"{stage}: {error.ename}: {error.evalue} (executed as far as it got: {copy})") from None
+    write_json(folder / "stages" / f"{stage}.json", cost(stage, time.perf_counter() - start))
+
+
+def cost(stage: str, seconds: float) -> dict[str, Any]:
+    """Seconds, peak memory of the largest process [MB] and the machine of a stage."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    machine = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+    return {
+        "stage": stage,
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": round(peak, 1),
+        "machine": machine,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def parse(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` arguments, the values read as YAML; ValueError for one without `=`."""
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        params.require(bool(equals and name), "-p", pair, "name=value")
+        values[name] = YAML(typ="safe").load(value)
+    return values
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Execute one notebook of the pipeline."""
+    parser = argparse.ArgumentParser(prog="python -m pmd.notebook", description=main.__doc__)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--stage", help="name of the executed copy (default: the notebook's)")
+    options = parser.parse_args(arguments)
+    try:
+        execute(options.notebook, options.stage or options.notebook.stem, parse(options.pairs))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

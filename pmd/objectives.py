@@ -1,0 +1,192 @@
+"""Advantages and losses: PMD-mean, its relatives and its baselines.
+
+Every method is an advantage, a function of a group's rewards, and a loss, a function of the log-ratios
+s = log π_θ − log π_t and the advantages. τ refers to the rewards as given: with rewards in {−1, +1} instead of {0, 1}
+the same update needs τ twice as large. `OBJECTIVES` holds all of them by name.
+
+    PMD-mean, PMD-part   arXiv:2602.05933          GRPO    arXiv:2402.03300 (clip-higher: DAPO, arXiv:2503.14476)
+    Kimi K1.5            arXiv:2501.12599          GSPO    arXiv:2507.18071
+    RLOO                 arXiv:2402.14740          Dr. GRPO  arXiv:2503.20783
+    CISPO                arXiv:2506.13585
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# --- advantages: rewards [G, n] -> [G, n] ---------------------------------------------------------------------------
+
+
+def leave_one_out_mean(rewards: Tensor, tau: float) -> Tensor:
+    """r_i − mean_{j≠i} r_j: PMD-mean and RLOO. It is n/(n−1) times r_i minus the mean of the whole group."""
+    n = rewards.shape[1]
+    return rewards - (rewards.sum(1, keepdim=True) - rewards) / (n - 1)
+
+
+def leave_one_out_partition(rewards: Tensor, tau: float) -> Tensor:
+    """r_i − τ log mean_{j≠i} exp(r_j/τ): PMD-part, exact for every τ.
+
+    The reference code instead clamps the mean at 1e-8 of the group's maximum *including* i, so there a lone
+    success in {0, 1} has an advantage of at most 18.4 τ when τ < 0.054; here it is 1.
+    """
+    n = rewards.shape[1]
+    others = (rewards / tau)[:, None, :].expand(-1, n, -1)
+    itself = torch.eye(n, dtype=torch.bool, device=rewards.device)
+    return rewards - tau * (others.masked_fill(itself, -math.inf).logsumexp(2) - math.log(n - 1))
+
+
+def group_mean(rewards: Tensor, tau: float) -> Tensor:
+    """r_i − mean_j r_j: Kimi K1.5 and Dr. GRPO."""
+    return rewards - rewards.mean(1, keepdim=True)
+
+
+def group_standardised(rewards: Tensor, tau: float) -> Tensor:
+    """(r_i − mean) / (std + 1e-6), the sample standard deviation (n − 1): GRPO, GSPO, CISPO."""
+    return group_mean(rewards, tau) / (rewards.std(1, keepdim=True) + 1e-6)
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What a loss sees of S responses with M tokens in all.
+
+    log_ratio: [M], log π_θ − log π_t of each response token, differentiable in θ. advantage: [S].
+    sequence: [M] int64, the response of each token. lengths: [S] int64. max_tokens: the longest response allowed.
+    """
+
+    log_ratio: Tensor
+    advantage: Tensor
+    sequence: Tensor
+    lengths: Tensor
+    max_tokens: int
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum of a per-token quantity [M] over each response: [S]."""
+        return x.new_zeros(len(self.lengths)).index_add(0, self.sequence, x)
+
+    @property
+    def s(self) -> Tensor:
+        """The sequence log-ratio s = Σ_t (log π_θ − log π_t): [S]."""
+        return self.sum(self.log_ratio)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A loss's hyper-parameters: τ, the clip range (1 − clip_low, 1 + clip_high) and the length normalisation.
+
+    normalise: "length" divides a response's term by its L_i (the reference code's seq-mean-token-mean), "constant" by
+    the longest response allowed (seq-mean-token-sum-norm).
+    """
+
+    tau: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    normalise: str = "length"
+
+
+Loss = Callable[[Minibatch, Hyper], tuple[Tensor, float | None]]
+"""(minibatch, hyper) -> (scalar loss, share of terms whose gradient the clip removed or None)."""
+
+
+def scale(batch: Minibatch, hyper: Hyper) -> Tensor:
+    """1/L_i or 1/max_tokens for each response: [S]."""
+    lengths = batch.lengths if hyper.normalise == "length" else torch.full_like(batch.lengths, batch.max_tokens)
+    return 1 / lengths.to(batch.advantage.dtype)
+
+
+def regression(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
+    """mean_i (τ/2) (A_i/τ − s_i)² / L_i: the practical loss of PMD-mean, PMD-part and Kimi K1.5.
+
+    At θ = θ_t, s = 0 and the gradient is the policy gradient −mean_i A_i ∇log π_i / L_i.
+    """
+    residual = batch.advantage / hyper.tau - batch.s
+    return (hyper.tau / 2 * residual**2 * scale(batch, hyper)).mean(), None
+
+
+def reinforce(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
+    """−mean_i A_i s_i / L_i: REINFORCE with the leave-one-out baseline (RLOO), no ratio, no clip."""
+    return -(batch.advantage * batch.s * scale(batch, hyper)).mean(), None
+
+
+def clipped(ratio: Tensor, advantage: Tensor, hyper: Hyper) -> tuple[Tensor, float]:
+    """PPO's pessimistic term min(ρ A, clip(ρ) A) and the share of terms where the clip is what counts."""
+    inside = ratio.clamp(1 - hyper.clip_low, 1 + hyper.clip_high)
+    active = (inside * advantage < ratio * advantage).float().mean().item()
+    return torch.minimum(ratio * advantage, inside * advantage), active
+
+
+def token_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+    """GRPO: token ratios, clipped, averaged over all tokens of the minibatch (DAPO's token mean)."""
+    term, active = clipped(batch.log_ratio.exp(), batch.advantage[batch.sequence], hyper)
+    return -term.mean(), active
+
+
+def token_unclipped(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
+    """GRPO without its clip: a control that separates the regression from the absence of clipping."""
+    return -(batch.log_ratio.exp() * batch.advantage[batch.sequence]).mean(), None
+
+
+def token_clip_constant(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+    """Dr. GRPO: GRPO's term summed over a response and divided by a constant, so length is not rewarded."""
+    term, active = clipped(batch.log_ratio.exp(), batch.advantage[batch.sequence], hyper)
+    return -(batch.sum(term) / batch.max_tokens).mean(), active
+
+
+def sequence_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+    """GSPO: the length-normalised sequence ratio exp(s_i/L_i), clipped, averaged over responses."""
+    term, active = clipped((batch.s / batch.lengths).exp(), batch.advantage, hyper)
+    return -term.mean(), active
+
+
+def clipped_weight(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+    """CISPO: −sg(clip(ρ)) A log π, averaged over tokens; every token keeps a gradient, the clip bounds its weight."""
+    ratio = batch.log_ratio.detach().exp()
+    weight = ratio.clamp(1 - hyper.clip_low, 1 + hyper.clip_high)
+    active = (weight != ratio).float().mean().item()
+    return -(weight * batch.advantage[batch.sequence] * batch.log_ratio).mean(), active
+
+
+# --- the registry --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method: how rewards become advantages, and what is minimised."""
+
+    advantage: Callable[[Tensor, float], Tensor]
+    loss: Loss
+    uses: frozenset[str]
+
+
+OBJECTIVES: dict[str, Objective] = {}
+
+
+def register(name: str, advantage: Callable[[Tensor, float], Tensor], loss: Loss, *uses: str) -> None:
+    """Add a method; `uses` names the fields of Hyper that it reads. ValueError if the name is taken."""
+    if name in OBJECTIVES:
+        raise ValueError(f"objective {name!r} is registered already; choose another name")
+    OBJECTIVES[name] = Objective(advantage, loss, frozenset(uses))
+
+
+register("pmd-mean", leave_one_out_mean, regression, "tau", "normalise")
+register("pmd-part", leave_one_out_partition, regression, "tau", "normalise")
+register("kimi", group_mean, regression, "tau", "normalise")
+register("rloo", leave_one_out_mean, reinforce, "normalise")
+register("grpo", group_standardised, token_clip, "clip_low", "clip_high")
+register("grpo-unclipped", group_standardised, token_unclipped)
+register("gspo", group_standardised, sequence_clip, "clip_low", "clip_high")
+register("dr-grpo", group_mean, token_clip_constant, "clip_low", "clip_high")
+register("cispo", group_standardised, clipped_weight, "clip_low", "clip_high")
+
+
+def keep_groups(rewards: Tensor, low: float | None, high: float | None) -> Tensor:
+    """Which groups' mean reward lies in the open interval (low, high), None being no bound: [G] bool."""
+    mean = rewards.mean(1)
+    return (mean > (-math.inf if low is None else low)) & (mean < (math.inf if high is None else high))

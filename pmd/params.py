@@ -1,0 +1,289 @@
+"""The validated view of params.yaml: each namespace is a frozen dataclass, every value is checked before any work.
+
+`python -m pmd.params NAME` applies presets/NAME.yaml to params.yaml in place: `git diff params.yaml` shows what
+changed, `git restore params.yaml dvc.lock` goes back to the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+import typing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pmd.files import ROOT, write_text
+
+
+def require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """ValueError `key: got value, must be allowed` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{key}: got {value!r}, must be {allowed}")
+
+
+def known_methods() -> list[str]:
+    """The names of the objectives; imported late because torch takes seconds to load and nothing else here needs it."""
+    from pmd.objectives import OBJECTIVES
+
+    return sorted(OBJECTIVES)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model: architecture and supervised training."""
+
+    seed: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    feedforward: int
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    threads: int
+
+    def __post_init__(self):
+        for key in ("layers", "width", "heads", "kv_heads", "feedforward", "steps", "batch", "threads"):
+            require(getattr(self, key) >= 1, f"base.{key}", getattr(self, key), "at least 1")
+        require(self.width % self.heads == 0, "base.heads", self.heads, f"a divisor of base.width = {self.width}")
+        require(
+            self.heads % self.kv_heads == 0,
+            "base.kv_heads",
+            self.kv_heads,
+            f"a divisor of base.heads = {self.heads}",
+        )
+        require(self.lr > 0, "base.lr", self.lr, "> 0")
+        require(0 <= self.warmup <= self.steps, "base.warmup", self.warmup, f"in 0..base.steps = {self.steps}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """One reinforcement-learning run; the paper's symbols in brackets.
+
+    prompts x group_size [n] rollouts a step, minibatches [K] optimizer steps on them, each of whole groups;
+    warmup: steps of linear learning-rate warm-up; tau [τ] refers to rewards in {0, 1};
+    filter_low, filter_high: groups kept by mean reward, null being no bound; normalise: "length" (1/L) or
+    "constant" (1/max_tokens); temperature, max_tokens: of the rollouts (top-p is 1: log-ratios of truncated samples
+    are biased); probe: minibatches on which −mean(s) is measured; eval_*: the evaluations during training.
+    """
+
+    method: str
+    seed: int
+    steps: int
+    prompts: int
+    group_size: int
+    minibatches: int
+    lr: float
+    warmup: int
+    beta1: float
+    beta2: float
+    weight_decay: float
+    grad_clip: float
+    tau: float
+    clip_low: float
+    clip_high: float
+    normalise: str
+    filter_low: float | None
+    filter_high: float | None
+    max_tokens: int
+    temperature: float
+    probe: int
+    eval_every: int
+    eval_k: int
+    eval_max_tokens: int
+    eval_top_p: float
+    checkpoint_every: int
+    device: str
+    dtype: str
+    threads: int
+
+    def __post_init__(self):
+        def check(condition: bool, key: str, allowed: str) -> None:
+            require(condition, f"train.{key}", getattr(self, key), allowed)
+
+        check(self.method in known_methods(), "method", f"one of {', '.join(known_methods())}")
+        for key in (
+            "prompts",
+            "minibatches",
+            "max_tokens",
+            "eval_every",
+            "eval_k",
+            "eval_max_tokens",
+            "checkpoint_every",
+            "threads",
+        ):
+            check(getattr(self, key) >= 1, key, "at least 1")
+        check(self.seed >= 0, "seed", "at least 0")
+        check(self.steps >= 0, "steps", "at least 0")
+        check(self.warmup >= 0, "warmup", "at least 0")
+        check(self.group_size >= 2, "group_size", "at least 2 (a baseline needs group-mates)")
+        check(
+            self.prompts % self.minibatches == 0,
+            "minibatches",
+            f"a divisor of train.prompts = {self.prompts}",
+        )
+        check(1 <= self.probe <= self.minibatches, "probe", f"in 1..train.minibatches = {self.minibatches}")
+        for key in ("lr", "tau", "grad_clip", "temperature"):
+            check(getattr(self, key) > 0, key, "> 0")
+        for key in ("beta1", "beta2"):
+            check(0 <= getattr(self, key) < 1, key, "in [0, 1)")
+        check(self.weight_decay >= 0, "weight_decay", "at least 0")
+        check(0 <= self.clip_low <= 1, "clip_low", "in [0, 1]")
+        check(self.clip_high >= 0, "clip_high", "at least 0")
+        check(self.normalise in ("length", "constant"), "normalise", "length or constant")
+        low, high = (self.filter_low, self.filter_high)
+        check(low is None or high is None or low < high, "filter_low", f"below train.filter_high = {high}")
+        check(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
+        check(self.dtype in ("float32", "bfloat16", "float16"), "dtype", "float32, bfloat16 or float16")
+
+
+def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
+    """What run.json holds and two runs must share to be one: every parameter, the ablation axis, the tags."""
+    return asdict(config) | {"axis": None} | tags
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Sampling of a checkpoint on the test sets."""
+
+    sets: list[str]
+    k: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+    def __post_init__(self):
+        require(len(self.sets) > 0, "evaluate.sets", self.sets, "at least one problem set")
+        require(self.k >= 1, "evaluate.k", self.k, "at least 1")
+        require(self.max_tokens >= 1, "evaluate.max_tokens", self.max_tokens, "at least 1")
+        require(self.temperature > 0, "evaluate.temperature", self.temperature, "> 0")
+        require(0 < self.top_p <= 1, "evaluate.top_p", self.top_p, "in (0, 1]")
+
+
+def strict(cls: type, namespace: str, values: dict[str, Any]) -> Any:
+    """`cls(**values)`, every field present, none unknown, each of its declared type; ValueError names the key."""
+    hints = typing.get_type_hints(cls)
+    require(isinstance(values, dict), namespace, values, f"a mapping with {', '.join(hints)}")
+    for key in values:
+        require(key in hints, f"{namespace}.{key}", values[key], f"left out: the keys are {', '.join(hints)}")
+    for key, hint in hints.items():
+        if key not in values:
+            raise ValueError(f"{namespace}.{key}: missing, must be {_name(hint)}")
+        require(_fits(values[key], hint), f"{namespace}.{key}", values[key], _name(hint))
+    return cls(**{key: float(v) if hints[key] is float else v for key, v in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if (
+            kind is float
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) != float("inf")
+        ):
+            return value == value  # NaN fits no field
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return True
+    return False
+
+
+def _name(hint: Any) -> str:
+    names = {float: "a number", int: "an integer", str: "a string", type(None): "null"}
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return " or ".join(names.get(option, "a list") for option in options)
+
+
+def base(values: dict[str, Any]) -> Base:
+    """The `base` namespace, checked."""
+    return strict(Base, "base", values)
+
+
+def evaluate(values: dict[str, Any]) -> Evaluate:
+    """The `evaluate` namespace, checked."""
+    return strict(Evaluate, "evaluate", values)
+
+
+def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:
+    """One run: the shared `train` namespace, overridden by the method's own entry, then by `changes`."""
+    require(method in known_methods(), "method", method, f"one of {', '.join(known_methods())}")
+    if method not in methods:
+        raise ValueError(f"methods.{method}: missing, must be a mapping of train's keys (at least lr)")
+    shared = {key: value for key, value in values.items() if key != "seeds"}
+    return strict(Train, "train", shared | methods[method] | changes | {"method": method, "seed": seed})
+
+
+def seeds(values: dict[str, Any], key: str = "train.seeds") -> list[int]:
+    """A namespace's `seeds`, checked: at least one, all different."""
+    found = values.get("seeds")
+    good = isinstance(found, list) and found and all(type(s) is int and s >= 0 for s in found)
+    require(bool(good) and len(set(found)) == len(found), key, found, "a list of different integers >= 0")
+    return found
+
+
+def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
+    """params.yaml as plain dictionaries; ValueError naming the file if it is not a YAML mapping."""
+    try:
+        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    require(isinstance(values, dict), str(path), values, "a mapping of namespaces")
+    return values
+
+
+def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
+    """Write `changes` into `values` in place, key by key; ValueError if a key is not there already."""
+    for key, change in changes.items():
+        require(
+            key in values,
+            f"{where}.{key}",
+            change,
+            f"one of the keys of params.yaml there: {', '.join(values)}",
+        )
+        if isinstance(change, dict) and isinstance(values[key], dict):
+            overlay(values[key], change, f"{where}.{key}")
+        else:
+            values[key] = change
+
+
+def apply_preset(name: str, root: Path = ROOT) -> None:
+    """Apply presets/NAME.yaml to params.yaml in place, comments kept."""
+    known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
+    require(name in known, "preset", name, f"one of {', '.join(known)}")
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 1000
+    values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
+    overlay(values, load(root / "presets" / f"{name}.yaml"), name)
+
+    class Text(list):
+        def write(self, piece):
+            self.append(piece)
+
+    text = Text()
+    yaml.dump(values, text)
+    write_text(root / "params.yaml", "".join(piece if isinstance(piece, str) else piece.decode() for piece in text))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Apply a preset to params.yaml."""
+    parser = argparse.ArgumentParser(prog="python -m pmd.params", description=main.__doc__)
+    parser.add_argument("preset", help="a file of presets/, without .yaml")
+    try:
+        name = parser.parse_args(arguments).preset
+        apply_preset(name)
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"params.yaml now holds preset {name!r}: `git diff params.yaml` shows it, `dvc repro` runs it,")
+    print("`git restore params.yaml dvc.lock` goes back")
+
+
+if __name__ == "__main__":
+    main()

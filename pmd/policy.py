@@ -1,0 +1,286 @@
+"""The policy: build, load and save a Hugging Face causal LM; log-probabilities of responses, without padding.
+
+Training and scoring run on *packed* tokens: a group's prompt stands once, its n responses follow, and no token is
+padding. Every layer but attention works on that flat list; attention gathers each response behind its prompt,
+attends causally and scatters back (`packed_attention`, plugged into transformers' attention interface, so any
+model that uses the interface can be trained).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
+
+CHUNK = 4096
+"""Rows of logits held at once, so that [tokens, vocabulary] never is."""
+
+
+# --- building, loading, saving -------------------------------------------------------------------------------------
+
+
+def character_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
+    """One token a character of `symbols`, after <pad>, <eos> and <unk> (ids 0, 1, 2)."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *symbols])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_policy(symbols: str, layers: int, width: int, heads: int, kv_heads: int, feedforward: int, seed: int):
+    """A Qwen2-architecture causal LM from scratch, fp32, and its character tokenizer."""
+    tokenizer = character_tokenizer(symbols)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=feedforward,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+    return model, tokenizer
+
+
+def load_policy(path: str | Path, device: str = "cpu", dtype: str = "float32"):
+    """Load (model, tokenizer) from a directory that holds config.json, safetensors weights and a tokenizer.
+
+    No pickle, no remote code, no network. ValueError in one line naming the directory and what is missing or broken.
+    """
+    path = Path(path)
+    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
+    if not list(path.glob("*.safetensors")):
+        missing.append("*.safetensors (weights)")
+    if missing:
+        raise ValueError(f"{path}: not a model directory, it lacks {', '.join(missing)}")
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, **options, use_safetensors=True, attn_implementation=PACKED, dtype=getattr(torch, dtype)
+        )
+    except Exception as error:  # safetensors, tokenizers and transformers each raise their own
+        raise ValueError(f"{path}: the model cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever end")
+    return model.to(device), tokenizer
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
+    """Write a Hugging Face model directory (safetensors); the directory appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        temporary.chmod(0o755)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- packing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Packed:
+    """G prompts and their S responses laid out without padding, as N packed tokens; all int64 but the biases.
+
+    ids, positions: [1, N]. Attention reads rows of packed tokens: prompt_rows [G, P], response_rows [S, R] (queries)
+    and key_rows [S, P + R] (the prompt's tokens, then the response's); prompt_bias [G, 1, P, P] and
+    bias [S, 1, R, P + R] are 0 where a query may look and -inf elsewhere; scatter [N] says where in the flattened
+    prompt and response rows each packed token is. predictor, target, sequence: [M], for each response token the packed
+    token that predicts it, its id and its response (tokens of one response are consecutive). lengths: [S] tokens of
+    each response.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    prompt_rows: Tensor
+    prompt_bias: Tensor
+    response_rows: Tensor
+    key_rows: Tensor
+    bias: Tensor
+    scatter: Tensor
+    predictor: Tensor
+    target: Tensor
+    sequence: Tensor
+    lengths: Tensor
+
+
+def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]], device: str = "cpu") -> Packed:
+    """Lay out `responses[g]`, the token ids of the responses to `prompts[g]`.
+
+    The last token of a response predicts nothing and is not fed. ValueError if a prompt or a response is empty.
+    """
+    flat = [response for group in responses for response in group]
+    if not all(map(len, prompts)) or not all(map(len, flat)):
+        raise ValueError("a prompt or a response has no tokens")
+    group = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor([len(g) for g in responses]))
+    prompt_length, length = torch.tensor([len(p) for p in prompts]), torch.tensor([len(r) for r in flat])
+    prompt_ids, prompt_real = _table(prompts)
+    target_ids, target_real = _table(flat)
+    fed_real = target_real[:, 1:]  # [S, R]: every token but the last is fed
+    count = int(prompt_length.sum())
+    prompt_rows = _number(prompt_real, 0)
+    response_rows = _number(fed_real, count)
+    place = torch.cat([prompt_real.flatten().nonzero()[:, 0], prompt_real.numel() + fed_real.flatten().nonzero()[:, 0]])
+    p, r = prompt_rows.shape[1], response_rows.shape[1]
+    causal = torch.ones(r, r, dtype=torch.bool).tril()
+    seen = torch.cat([prompt_real[group][:, None].expand(-1, r, -1), causal.expand(len(flat), -1, -1)], dim=2)
+    first = (prompt_length.cumsum(0) - 1)[group, None]  # the prompt's last token predicts the first of the response
+    layout = Packed(
+        ids=torch.cat([prompt_ids[prompt_real], target_ids[:, :-1][fed_real]])[None],
+        positions=torch.cat(
+            [
+                torch.arange(p).expand_as(prompt_rows)[prompt_real],
+                (prompt_length[group, None] + torch.arange(r))[fed_real],
+            ]
+        )[None],
+        prompt_rows=prompt_rows,
+        prompt_bias=_bias(torch.ones(p, p, dtype=torch.bool).tril()[None, None]),
+        response_rows=response_rows,
+        key_rows=torch.cat([prompt_rows[group], response_rows], dim=1),
+        bias=_bias(seen[:, None]),
+        scatter=place,
+        predictor=torch.cat([first, response_rows], dim=1)[target_real],
+        target=target_ids[target_real],
+        sequence=torch.repeat_interleave(torch.arange(len(flat)), length),
+        lengths=length,
+    )
+    return Packed(**{name: tensor.to(device) for name, tensor in vars(layout).items()})
+
+
+def _table(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one table of ids and the mask of its real entries, both [rows, longest]."""
+    lengths = np.array([len(row) for row in rows])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    table = np.zeros(real.shape, dtype=np.int64)
+    table[real] = np.concatenate([np.asarray(row) for row in rows])
+    return torch.from_numpy(table), torch.from_numpy(real)
+
+
+def _number(real: Tensor, start: int) -> Tensor:
+    """Number the real entries row by row from `start`; the others point at token 0 and are never read."""
+    return torch.where(real, real.flatten().cumsum(0).view_as(real) - 1 + start, 0)
+
+
+def _bias(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+PACKED = "pmd_packed"
+"""The name under which transformers finds `packed_attention`."""
+
+
+def packed_attention(module, query, key, value, attention_mask, layout: Packed | None = None, **kwargs):
+    """Causal attention of each response behind its prompt; without a layout, attention under a given 4-D mask.
+
+    query: [B, heads, Q, d]; key, value: [B, kv_heads, K, d]; returns ([B, Q, heads, d], None). B is 1 with a layout.
+    """
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if layout is None:
+        return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
+    d, heads = query.shape[-1], query.shape[1]
+    q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))  # [N, heads * d]
+
+    def rows(index: Tensor, flat: Tensor) -> Tensor:  # -> [rows, heads, width, d]
+        return F.embedding(index, flat).unflatten(2, (-1, d)).transpose(1, 2)  # a gather with a fast CPU backward
+
+    def block(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:  # -> [rows * width, heads * d]
+        out = attend(rows(queries, q), rows(keys, k), rows(keys, v), bias, scale)
+        return out.transpose(1, 2).reshape(-1, heads * d)
+
+    prompt = block(layout.prompt_rows, layout.prompt_rows, layout.prompt_bias)
+    response = block(layout.response_rows, layout.key_rows, layout.bias)
+    return F.embedding(layout.scatter, torch.cat([prompt, response])).view(1, -1, heads, d), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(scale q kᵀ + bias) v; query: [B, heads, Q, d], key, value: [B, kv_heads, K, d], bias: [B or 1, 1, Q, K].
+
+    On a CPU the fused kernel is several times slower than plain products at short lengths; heads that share a key stand
+    as its queries there, so that nothing is repeated.
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=True)
+    b, heads, q, d = query.shape
+    kv = key.shape[1]
+    scores = (query * scale).reshape(b, kv, -1, d) @ key.transpose(2, 3)
+    weights = (scores.view(b, kv, heads // kv, q, -1) + bias[:, :, None]).softmax(-1).view_as(scores)
+    return (weights @ value).view(b, heads, q, d)
+
+
+# --- log-probabilities ---------------------------------------------------------------------------------------------
+
+
+def log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of each response token and entropy of its distribution, both [M] fp32, in nats.
+
+    Logits are made CHUNK rows at a time and recomputed in the backward pass when there is more than one chunk.
+    """
+    hidden = model.base_model(
+        input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
+    ).last_hidden_state[0]
+    head = model.get_output_embeddings()
+
+    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = F.log_softmax(head(rows).float() / temperature, dim=-1)
+        return log_p.gather(1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+    rows = F.embedding(packed.predictor, hidden)
+    pieces = list(zip(rows.split(CHUNK), packed.target.split(CHUNK), strict=True))
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        done = [chunk(*piece) for piece in pieces]
+    else:
+        done = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
+    log_p, entropy = zip(*done, strict=True)
+    return torch.cat(log_p), torch.cat(entropy)

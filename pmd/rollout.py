@@ -1,0 +1,167 @@
+"""Rollouts: sample responses from the policy.
+
+An engine turns prompts into responses; the trainer and the evaluator know only the protocol. `TorchEngine` samples
+from any transformers causal LM: each prompt is prefilled once and shared by its n responses, keys and values live
+in one preallocated cache, and finished responses are compacted away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+
+Responses = list[list[list[int]]]
+"""[prompt][sample] -> token ids; a response that ended by itself ends with the end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: at most `max_tokens` tokens, at this temperature, from the smallest set of mass `top_p`."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, must be > 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, must be in (0, 1]")
+
+
+class Engine(Protocol):
+    """Whatever samples responses: `n` to each prompt, the same ones for the same seed and weights."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Responses: ...
+
+
+class KVCache(DynamicCache):
+    """Keys and values in preallocated memory: room for `capacity` tokens a sequence, rows dropped on demand."""
+
+    def __init__(self, prefill: DynamicCache, n: int, capacity: int):
+        super().__init__()
+        self.length = prefill.get_seq_length()
+        self.memory = [self._room(layer, n, capacity) for layer in prefill.layers]
+
+    def _room(self, layer, n: int, capacity: int) -> list[Tensor]:
+        room = []
+        for x in (layer.keys, layer.values):
+            rows, heads, _, d = x.shape
+            memory = x.new_empty(rows * n, heads, capacity, d)
+            memory[:, :, : self.length] = x.repeat_interleave(n, dim=0)
+            room.append(memory)
+        return room
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append one token's key and value; return views of all so far. The last layer advances the length."""
+        keys, values = self.memory[layer_idx]
+        end = self.length + 1
+        keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
+        if layer_idx == len(self.memory) - 1:
+            self.length = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these sequences."""
+        self.memory = [[memory[rows] for memory in layer] for layer in self.memory]
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """Inverse-CDF sampling: [S, V] logits and one uniform number a row -> [S] token ids.
+
+    The uniform numbers are drawn per response beforehand, so a response does not depend on which others are alive.
+    """
+    p = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        ordered, index = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        p = p.scatter(1, index, ordered.where(before < sampling.top_p, 0.0))
+    cdf = p.cumsum(-1)
+    token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+    last = p.shape[-1] - 1 - (p.flip(-1) > 0).int().argmax(-1)  # rounding must not pick beyond the last possible token
+    return torch.minimum(token, last)
+
+
+class TorchEngine:
+    """Sample from a transformers causal LM in its own process; it always sees the model's present weights.
+
+    `batch` bounds the responses decoded at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, eos: int, batch: int = 4096):
+        self.model, self.eos, self.batch = model, eos, batch
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Responses:
+        """n responses to each prompt; see Engine. ValueError if a prompt is empty."""
+        if not all(len(prompt) for prompt in prompts):
+            raise ValueError("a prompt has no tokens")
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(len(prompts), n, sampling.max_tokens, generator=generator).to(self.model.device)
+        step = max(1, self.batch // n)
+        responses: Responses = []
+        for i in range(0, len(prompts), step):
+            responses += self._decode(prompts[i : i + step], uniform[i : i + step].flatten(0, 1), n, sampling)
+        return responses
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], n: int, room: int) -> tuple[Tensor, KVCache, Tensor, Tensor]:
+        """Left-padded prompts through the model once: next logits, cache, mask and position of each response."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self.eos] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)
+        pad = torch.tensor([width - len(p) for p in prompts], device=self.model.device)
+        place = torch.arange(width, device=self.model.device)
+        real = place >= pad[:, None]
+        causal = place <= place[:, None]
+        seen = (causal & real[:, None, :]) | (place == place[:, None])  # a pad sees itself: no row without a key
+        positions = (place - pad[:, None]).clamp_min(0)
+        cache = DynamicCache()
+        out = self.model(
+            input_ids=ids,
+            attention_mask=self._bias(seen[:, None]),
+            position_ids=positions,
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        visible = self._bias(F.pad(real, (0, room), value=True)[:, None, None])
+        repeat = [x.repeat_interleave(n, dim=0) for x in (out.logits[:, -1], visible, width - pad)]
+        return repeat[0], KVCache(cache, n, width + room), repeat[1], repeat[2]
+
+    def _bias(self, seen: Tensor) -> Tensor:
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill(~seen, float("-inf"))
+
+    def _decode(self, prompts: Sequence[Sequence[int]], uniform: Tensor, n: int, sampling: Sampling) -> Responses:
+        logits, cache, visible, position = self._prefill(prompts, n, sampling.max_tokens)
+        tokens = torch.full(uniform.shape, -1, device=uniform.device)
+        alive = torch.arange(len(uniform), device=uniform.device)  # the response that each row of the cache decodes
+        open_ = torch.ones(len(alive), dtype=torch.bool, device=uniform.device)  # not yet ended, by row
+        for t in range(sampling.max_tokens):
+            token = choose(logits, uniform[alive, t], sampling)
+            tokens[alive, t] = token.where(open_, -1)
+            open_ &= token != self.eos
+            left = int(open_.sum())
+            if left == 0 or t + 1 == sampling.max_tokens:
+                break
+            if left < 0.8 * len(alive):
+                rows = open_.nonzero()[:, 0]
+                alive, visible, position, token = alive[rows], visible[rows], position[rows], token[rows]
+                cache.keep(rows)
+                open_ = open_[rows]
+            logits = self.model(
+                input_ids=token[:, None],
+                attention_mask=visible[..., : cache.length + 1],
+                position_ids=(position + t)[:, None],
+                past_key_values=cache,
+            ).logits[:, -1]
+        rows = [row[: row.index(-1)] if -1 in row else row for row in tokens.tolist()]
+        return [rows[i : i + n] for i in range(0, len(rows), n)]

@@ -1,0 +1,224 @@
+"""Accuracy from k samples a prompt, and intervals for means over seeds and prompts.
+
+A finished experiment is a matrix of scores, one row a training seed, one column a test prompt. Both are
+samples: another seed would train another policy, another prompt would be easier or harder. An interval that
+resamples only one of them answers a narrower question than the one a reader asks, so the intervals here
+cluster by both. All randomness comes from an explicit `numpy.random.Generator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+from scipy import stats as distributions
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its interval, all in the scores' unit; ends that are unknown are NaN."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+# --- accuracy from k samples ---
+
+
+def _counts(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
+    if n < 1 or k < 1:
+        raise ValueError(f"n and k must be at least 1, got n={n}, k={k}")
+    counts = np.asarray(correct, dtype=np.float64)
+    if counts.size and (counts.min() < 0 or counts.max() > n):
+        raise ValueError(f"correct: must lie in 0..n={n}, got {counts.min():g}..{counts.max():g}")
+    return counts
+
+
+def avg_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
+    """avg@k: the share of a prompt's k samples that is right.
+
+    correct: successes out of k, integers of any shape. Returns float64 in [0, 1] of the same shape.
+    Raises ValueError if a count is outside 0..k.
+    """
+    return _counts(correct, k, k) / k
+
+
+def pass_at_k(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
+    """Unbiased pass@k from n ≥ k samples, 1 − C(n−c, k)/C(n, k) (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+
+    correct: successes c out of n, integers of any shape. Returns float64 in [0, 1] of the same shape: the
+    probability that k samples drawn *without* replacement from the n hold a success. The binomials' ratio is
+    taken as the product of (1 − k/i) over i = n−c+1..n, which neither overflows nor cancels.
+    Raises ValueError if k > n or a count is outside 0..n.
+    """
+    if k > n:
+        raise ValueError(f"k: pass@k needs k ≤ n samples, got k={k}, n={n}")
+    counts = _counts(correct, n, k)
+    order = np.arange(1, n + 1)
+    factors = np.clip(1 - k / order, 0, None)
+    miss = np.append(np.cumprod(factors[::-1])[::-1], 1.0)  # miss[j] = prod of the factors j+1..n
+    return 1 - miss[n - counts.astype(np.int64)]
+
+
+def resampled_best_at_k(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
+    """best@k as the reference code (OpenKimi, through verl) has it: the best of k drawn *with* replacement.
+
+    Its expectation over the resampling is 1 − (1 − c/n)^k exactly, so nothing is simulated. It is biased low
+    against the pass@k it is often read as: one success in 32 samples gives 0.638 at k = 32, where pass@32 of
+    that pool is 1. Shapes, dtype and errors as for `pass_at_k`, but k may exceed n.
+    """
+    return 1 - (1 - _counts(correct, n, k) / n) ** k
+
+
+def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
+    """The answer with the most votes; of equally many the one that was given first.
+
+    answers: one entry a sample, in sampling order; None is a sample without an answer and never wins unless
+    all are None (or there are none).
+    """
+    votes: dict[Hashable, int] = {}
+    for answer in answers:
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0) + 1
+    return max(votes, key=votes.__getitem__, default=None)  # dict order and max() both keep the first of equals
+
+
+def maj_at_k(answers: Sequence[Hashable | None], right: Sequence[bool]) -> bool:
+    """maj@k of one prompt: is the majority's answer right?
+
+    answers: one entry a sample (None: no answer); right: whether that sample was rewarded, in the same
+    order. Samples that agree are rewarded alike; the first decides. Raises ValueError if the lengths differ.
+    """
+    if len(answers) != len(right):
+        raise ValueError(f"right: needs one entry an answer, got {len(right)} for {len(answers)}")
+    winner = majority(answers)
+    return winner is not None and bool(right[answers.index(winner)])
+
+
+# --- intervals ---
+
+
+def _spread(n: int, level: float) -> float:
+    """What a resampled mean of n units must be stretched by to cover at `level` when n is small.
+
+    Resampling n units understates their variance by (n−1)/n, and its quantiles are a normal's where those of
+    Student's t with n−1 degrees of freedom are due (Hesterberg 2015, arXiv:1411.5279, on narrowness bias):
+    with 4 seeds that differ a plain percentile interval covers about 80 %, not 95 %.
+    """
+    tail = (1 + level) / 2
+    return float(np.sqrt(n / (n - 1)) * distributions.t.ppf(tail, n - 1) / distributions.norm.ppf(tail))
+
+
+def _resampled(effects: NDArray[np.float64], level: float, draws: int, g: np.random.Generator) -> NDArray[np.float64]:
+    """`draws` resampled means of the deviations `effects` [n], stretched for small n; zeros if n is 1."""
+    n = effects.size
+    if n == 1:
+        return np.zeros(draws)
+    weights = g.multinomial(n, np.full(n, 1 / n), size=draws)
+    return weights @ (effects - effects.mean()) * (_spread(n, level) / n)
+
+
+def interval(
+    scores: ArrayLike | Sequence[ArrayLike],
+    generator: np.random.Generator,
+    level: float = 0.95,
+    draws: int = 2000,
+) -> Interval:
+    """The mean score and its interval, clustered by seed and prompt: a pigeonhole bootstrap (Owen 2007).
+
+    scores: [seeds, prompts], every seed on the same prompts; or a sequence of such matrices, one a problem
+    set, to be pooled: the sets share the seeds (rows in the same order), each set's prompts are resampled
+    within the set, and every prompt weighs the same. One seed is allowed (then only prompts are resampled).
+
+    The pigeonhole bootstrap resamples rows and columns independently, a draw being u'Mv with multinomial
+    weights u, v. Here the draw is its linear part, mean + Σ u_s (row mean − mean) + Σ v_p (column mean −
+    mean): the second-order term that is left out would count the seed × prompt noise a third time and only
+    widen the interval. Both sums are stretched for small samples (`_spread`). The interval is the draws'
+    percentiles; it may reach past the scores' own range when seeds are few.
+
+    Raises ValueError if a matrix is empty or not two-dimensional, if sets differ in the number of seeds, if a
+    score is not finite, or if `level` is not in (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: must lie in (0, 1), got {level}")
+    sets = [scores] if np.ndim(scores[0]) == 1 else list(scores)
+    sets = [np.asarray(matrix, dtype=np.float64) for matrix in sets]
+    shapes = [matrix.shape for matrix in sets]
+    if any(len(shape) != 2 or 0 in shape for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"scores: need non-empty [seeds, prompts] matrices with equally many seeds, got {shapes}")
+    if not all(np.isfinite(matrix).all() for matrix in sets):
+        raise ValueError("scores: every score must be finite")
+    total = sum(matrix.shape[1] for matrix in sets)
+    seeds = sum(matrix.sum(axis=1) for matrix in sets) / total
+    resampled = seeds.mean() + _resampled(seeds, level, draws, generator)
+    for matrix in sets:
+        share = matrix.shape[1] / total
+        resampled = resampled + share * _resampled(matrix.mean(axis=0), level, draws, generator)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(seeds.mean()), float(low), float(high))
+
+
+def paired_interval(
+    a: ArrayLike | Sequence[ArrayLike],
+    b: ArrayLike | Sequence[ArrayLike],
+    generator: np.random.Generator,
+    level: float = 0.95,
+    draws: int = 2000,
+) -> Interval:
+    """`interval` of the mean of a − b, both on the same seeds and prompts: what they share cancels first.
+
+    Arguments as for `interval`, a and b of equal shapes; ValueError if they are not.
+    """
+    sets = [(a, b)] if np.ndim(a[0]) == 1 else list(zip(a, b, strict=True))
+    pairs = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in sets]
+    if any(x.shape != y.shape for x, y in pairs):
+        raise ValueError(f"a, b: need equal shapes, got {[(x.shape, y.shape) for x, y in pairs]}")
+    return interval([x - y for x, y in pairs], generator, level, draws)
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean and Student's t interval of one scalar a seed (seconds, reward, length): what has no prompts.
+
+    values: [seeds], in any unit, which the result keeps. One value has no interval (NaN), none is all NaN.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size < 2:
+        return Interval(float(x[0]) if x.size else np.nan, np.nan, np.nan)
+    with np.errstate(over="ignore"):  # a χ² estimate may be as large as a double gets: its interval is infinite
+        half = distributions.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def ratio_interval(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
+    """Geometric mean of a/b over seeds with the t interval of log(a/b); no unit.
+
+    a, b: [seeds], positive, paired by seed; ValueError if they are not positive or of equal length.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or (x <= 0).any() or (y <= 0).any():
+        raise ValueError(f"a, b: need equally many positive values, got {x.tolist()} and {y.tolist()}")
+    return Interval(*(float(np.exp(v)) for v in t_interval(np.log(x) - np.log(y), level)))
+
+
+def share_difference(a: int, n: int, b: int, m: int, level: float = 0.95) -> Interval:
+    """a/n − b/m for independent counts, with Newcombe's hybrid score interval (Newcombe 1998, method 10).
+
+    Counts of runs are small and often zero, where the usual normal interval has no width.
+    Raises ValueError unless 0 ≤ a ≤ n, 0 ≤ b ≤ m and n, m ≥ 1.
+    """
+    if not (0 <= a <= n and 0 <= b <= m and n >= 1 and m >= 1):
+        raise ValueError(f"counts: need 0 ≤ a ≤ n and 0 ≤ b ≤ m with n, m ≥ 1, got {a}/{n} and {b}/{m}")
+    z = special.ndtri((1 + level) / 2)
+
+    def wilson(count: int, total: int) -> tuple[float, float, float]:
+        p = count / total
+        centre, half = p + z**2 / (2 * total), z * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+        return p, (centre - half) / (1 + z**2 / total), (centre + half) / (1 + z**2 / total)
+
+    (p, p_low, p_high), (q, q_low, q_high) = wilson(a, n), wilson(b, m)
+    low = p - q - np.hypot(p - p_low, q_high - q)
+    high = p - q + np.hypot(p_high - p, q - q_low)
+    return Interval(p - q, float(low), float(high))

@@ -1,0 +1,130 @@
+"""The house style of every figure: one palette, one set of widths, one way to save.
+
+Colours are those of Okabe and Ito (2008), told apart by people with any common colour-vision deficiency;
+line style and marker differ too, so that a figure survives a greyscale printer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from pmd.files import atomic
+
+SINGLE = 3.4
+"""Width in inches of a figure that spans one column of a paper."""
+DOUBLE = 7.0
+"""Width in inches of a figure that spans both columns."""
+
+COLOURS = {
+    "vermillion": "#D55E00",
+    "blue": "#0072B2",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "black": "#000000",
+    "grey": "#7F7F7F",
+    "light": "#D9D9D9",
+}
+"""Okabe–Ito colours by name, with two greys for guides and bands."""
+
+_METHODS: dict[str, tuple[str, str, Any, str]] = {
+    "pmd-mean": ("PMD-mean", "vermillion", "-", "o"),
+    "pmd-part": ("PMD-part", "blue", (0, (5, 1.5)), "s"),
+    "grpo": ("GRPO", "green", (0, (1, 1.2)), "^"),
+    "gspo": ("GSPO", "purple", (0, (5, 1.5, 1, 1.5)), "D"),
+    "rloo": ("RLOO", "orange", (0, (3, 1.2)), "v"),
+    "dr-grpo": ("Dr. GRPO", "sky", (0, (5, 1.2, 1, 1.2, 1, 1.2)), "P"),
+    "cispo": ("CISPO", "black", (0, (1, 2.5)), "X"),
+    "kimi": ("Kimi K1.5", "grey", (0, (7, 2)), "<"),
+    "grpo-unclipped": ("GRPO, no clip", "green", (0, (3, 1, 1, 1, 1, 1)), ">"),
+}
+
+_RC = {
+    "axes.formatter.use_mathtext": True,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "figure.figsize": (SINGLE, 2.4),
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "legend.title_fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "mathtext.fontset": "dejavusans",
+    "savefig.dpi": 300,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "pmd",
+    "xtick.labelsize": 7,
+    "xtick.major.size": 3,
+    "xtick.major.width": 0.6,
+    "xtick.minor.size": 1.5,
+    "xtick.minor.width": 0.4,
+    "ytick.labelsize": 7,
+    "ytick.major.size": 3,
+    "ytick.major.width": 0.6,
+    "ytick.minor.size": 1.5,
+    "ytick.minor.width": 0.4,
+}
+
+
+def use() -> None:
+    """Make the house style matplotlib's default for this process."""
+    sns.set_theme(context="paper", style="ticks", palette=[COLOURS[c] for c in list(COLOURS)[:7]], rc=_RC)
+
+
+def method_style(method: str) -> dict[str, Any]:
+    """Keyword arguments for `Axes.plot` (colour, line, marker, width, label) that stand for one method.
+
+    Raises ValueError if `method` is not one of the methods with a style.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method: {method!r} has no style; allowed: {', '.join(_METHODS)}")
+    label, colour, linestyle, marker = _METHODS[method]
+    first = method == "pmd-mean"
+    return {
+        "color": COLOURS[colour],
+        "linestyle": linestyle,
+        "marker": marker,
+        "label": label,
+        "linewidth": 2.0 if first else 1.2,
+        "zorder": 3 if first else 2,
+    }
+
+
+def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:
+    """Write `stem`.svg, `stem`.png (300 dpi) and `stem`.csv (the plotted numbers), each atomically.
+
+    The same figure gives the same bytes: SVG ids come from a fixed salt and no file carries a date.
+    Returns the three paths in that order. Raises OSError naming the path that could not be written.
+    """
+    stem = Path(stem)
+    svg, png, csv = (stem.with_name(f"{stem.name}.{ending}") for ending in ("svg", "png", "csv"))
+
+    def image(kind: str, metadata: dict[str, None]) -> Callable[[Path], None]:
+        return lambda path: figure.savefig(path, format=kind, metadata=metadata)
+
+    with mpl.rc_context({key: _RC[key] for key in ("svg.fonttype", "svg.hashsalt", "savefig.dpi")}):
+        atomic(svg, image("svg", {"Date": None}))
+        atomic(png, image("png", {"Software": None}))
+    atomic(csv, lambda path: data.to_csv(path, index=False, float_format="%.10g", lineterminator="\n"))
+    return [svg, png, csv]

@@ -1,0 +1,24 @@
+"""Shared fixtures: a tiny policy, and no threads to fight over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pmd.policy import build_policy, save_policy
+from pmd.tasks import SYMBOLS
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A two-layer policy of width 32 with grouped keys, and its tokenizer."""
+    return build_policy(SYMBOLS, layers=2, width=32, heads=4, kv_heads=2, feedforward=64, seed=3)
+
+
+@pytest.fixture
+def tiny_dir(tiny, tmp_path):
+    """`tiny` as a model folder."""
+    save_policy(*tiny, tmp_path / "model")
+    return tmp_path / "model"

@@ -1,0 +1,37 @@
+"""Atomic writing: all or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmd import files
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_litter(tmp_path):
+    path = tmp_path / "a" / "x.json"
+    files.write_json(path, {"kept": 1})
+
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"x\.json: could not be written .*No space left.*untouched"):
+        files.atomic(path, full)
+    assert files.read_json(path) == {"kept": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_workers(monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "3")
+    assert files.workers(1, "cpu") == 3
+    monkeypatch.delenv("PMD_WORKERS")
+    assert files.workers(1, "cuda") == 1
+    assert files.workers(10**6, "cpu") == 1

@@ -1,0 +1,79 @@
+"""Many runs: the same bits however many at once, resumed when interrupted, thrown away when foreign."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from pmd import launch, params
+from pmd.files import read_json, write_json, write_jsonl
+from pmd.launch import Job, run_all
+from tests.test_trainer import COMMITTED, PROBLEMS, SMALL
+
+
+@pytest.fixture
+def stage(tiny_dir, tmp_path):
+    for name in ("rl", "val"):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", PROBLEMS)
+    jobs = [Job(config(steps=2, seed=seed), f"m/seed-{seed}", {"axis": "tau"}) for seed in (1, 2)]
+    return jobs, tiny_dir, tmp_path / "data", ["val"], tmp_path / "out"
+
+
+def config(**changes):
+    seed = changes.pop("seed", 1)
+    return params.train(COMMITTED["train"], COMMITTED["methods"], "pmd-mean", seed, **(SMALL | changes))
+
+
+def test_runs_side_by_side_equal_runs_one_by_one(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "2")
+    results = run_all(*stage)
+    assert len(results) == 2
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    alone = (*stage[:4], tmp_path / "alone")
+    assert run_all(*alone) == results
+    for seed in (1, 2):
+        for name in ("log.jsonl", "eval.jsonl", "run.json", "last/model.safetensors"):
+            path = f"m/seed-{seed}/{name}"
+            assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
+    assert read_json(tmp_path / "out" / "m" / "seed-1" / "run.json")["axis"] == "tau"
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    assert not (tmp_path / "out-work").exists()
+
+
+def test_a_failure_keeps_what_is_done_and_foreign_work_is_thrown_away(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    jobs, base, data, sets, out = stage
+    run_all(jobs[:1], base, data, sets, out)
+    mark = launch.fingerprint(base / "model.safetensors", data)
+    work = out.with_name("out-work")
+    shutil.copytree(out / "m" / "seed-1", work / "m" / "seed-1")  # finished, by this code
+    shutil.copytree(out / "m" / "seed-1", work / "m" / "seed-2")  # another run's
+    stamp = (work / "m" / "seed-1" / "log.jsonl").stat().st_mtime_ns
+    assert read_json(work / "m" / "seed-1" / "run.json")["fingerprint"] == mark
+    run_all(jobs, base, data, sets, out)
+    assert (out / "m" / "seed-1" / "log.jsonl").stat().st_mtime_ns == stamp
+    assert read_json(out / "m" / "seed-2" / "run.json")["seed"] == 2
+
+
+def test_work_of_another_base_model_does_not_count(tmp_path):
+    job = Job(config(), "a", {"fingerprint": "new"})
+    write_json(tmp_path / "a" / "run.json", params.identity(job.config, {"fingerprint": "old"}))
+    launch._drop_foreign(tmp_path / "a", job)
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_error_in_a_run_reaches_the_caller(stage, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    jobs, base, data, sets, out = stage
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"not a model directory, it lacks tokenizer\.json"):
+        run_all(jobs, base, data, sets, out)
+    assert not out.exists()
+
+
+def test_a_missing_problem_set_is_found_before_any_run(stage):
+    jobs, base, data, sets, out = stage
+    (data / "val.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"val\.jsonl: the problem set is empty"):
+        run_all(jobs, base, data, sets, out)

@@ -1,0 +1,57 @@
+"""Executing notebooks: only declared parameters, errors in one line."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from pmd import notebook
+from pmd.files import ROOT
+
+TRAIN = ROOT / "notebooks" / "2-train.ipynb"
+
+
+def test_declared_namespaces_are_injected_and_others_are_not():
+    values = notebook.values_for(TRAIN, {"method": "grpo"}, {"train": {"steps": 1}, "base": {}, "methods": {}})
+    assert values == {"train": {"steps": 1}, "methods": {}, "method": "grpo"}
+
+
+def test_a_parameter_that_papermill_would_ignore_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"2-train\.ipynb -p metod: got 'grpo', must be one of its parameters: .*method"
+    ):
+        notebook.values_for(TRAIN, {"metod": "grpo"}, {})
+
+
+def test_arguments_are_yaml():
+    assert notebook.parse(["a=1", "b=[1, 2]", "c=pmd-mean"]) == {"a": 1, "b": [1, 2], "c": "pmd-mean"}
+    with pytest.raises(ValueError, match="-p: got 'a', must be name=value"):
+        notebook.parse(["a"])
+
+
+def test_a_notebook_without_parameters_is_refused(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "empty.ipynb")
+    with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
+        notebook.declared(tmp_path / "empty.ipynb")
+
+
+def test_an_error_in_a_cell_is_one_line_and_exit_not_zero(tmp_path, monkeypatch):
+    book = nbformat.v4.new_notebook()
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book.cells = [
+        nbformat.v4.new_code_cell("preset = 'none'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("raise ValueError('train.tau: got -1, must be > 0')"),
+    ]
+    nbformat.write(book, tmp_path / "bad.ipynb")
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    with pytest.raises(
+        SystemExit, match=r"^bad: ValueError: train\.tau: got -1, must be > 0 \(executed as far as it got: .*bad"
+    ):
+        notebook.main([str(tmp_path / "bad.ipynb"), "-p", "preset=x"])
+    assert not (tmp_path / "runs" / "x" / "stages" / "bad.json").exists()
+
+
+def test_cost_names_the_machine():
+    cost = notebook.cost("base", 1.234)
+    assert cost["seconds"] == 1.2
+    assert set(cost["machine"]) == {"cpu", "cores", "system", "python"}

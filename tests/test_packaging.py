@@ -1,0 +1,135 @@
+"""What a new user installs: versions agree, notebooks are clean, no file holds a path of one machine."""
+
+import re
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+from pmd.files import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*.ipynb"))
+CUDA = ("nvidia", "cuda", "triton")
+PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
+
+
+def yaml(name: str) -> dict:
+    return YAML(typ="safe").load((ROOT / name).read_text())
+
+
+def pins(requirements: list[str]) -> dict[str, str]:
+    """{name: version}; every requirement must be one exact public version, without marker, extra or hash."""
+    found = {}
+    for line in requirements:
+        match = PIN.fullmatch(line)
+        assert match, f"{line!r} is not a plain NAME==VERSION"
+        name = canonicalize_name(match[1])
+        assert name not in found, f"{name} is pinned twice"
+        found[name] = match[2]
+    return found
+
+
+def locked() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return pins([line for line in lines if not line.startswith("#")])
+
+
+def files() -> list[Path]:
+    """Every file that git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_lock_holds_every_direct_requirement_at_the_version_of_pyproject():
+    direct = pins(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    lock = locked()
+    assert {name: lock.get(name) for name in direct} == direct
+
+
+def test_lock_is_closed_under_dependencies():
+    """Each locked package, as installed here, needs only what is locked, at a version that the lock has."""
+    lock = locked()
+    for distribution in metadata.distributions():
+        if canonicalize_name(distribution.metadata["Name"]) not in lock:
+            continue
+        for requirement in map(Requirement, distribution.requires or []):
+            name = canonicalize_name(requirement.name)
+            here = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if here and not name.startswith(CUDA):
+                assert name in lock, f"{distribution.metadata['Name']} needs {requirement}, the lock lacks it"
+                assert requirement.specifier.contains(lock[name], prereleases=True), f"not as locked: {requirement}"
+
+
+def test_lock_serves_cpu_and_cuda_alike():
+    lock = locked()
+    assert lock["torch"] == "2.13.0"
+    assert [name for name in lock if name.startswith((*CUDA, "vllm", "pmd"))] == []
+    assert PROJECT["optional-dependencies"]["vllm"] == ["vllm==0.32.0"]
+
+
+def test_conda_environment_installs_the_lock_on_a_supported_python():
+    environment = yaml("environment.yml")
+    *conda, pip = environment["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert SpecifierSet(PROJECT["requires-python"]).contains("3.11.0")
+    assert environment["name"] == PROJECT["name"]
+
+
+def test_citation_names_software_and_paper():
+    citation = yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["title"]
+    assert citation["authors"]
+    assert citation["message"]
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Xu", "Lu", "Yu", "Zhao"]
+    assert (paper["type"], paper["year"], paper["url"]) == (
+        "article",
+        2026,
+        "https://arxiv.org/abs/2602.05933",
+    )
+
+
+def test_license_is_the_one_pyproject_names():
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "Apache-2.0"
+    assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stripped_and_takes_parameters(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert [cell.cell_type for cell in tagged] == ["code"]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None), f"outputs are stored: {cell.source[:60]!r}"
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS, "notebooks/ is empty"
+
+
+def test_no_file_holds_a_path_of_one_machine():
+    home = re.compile(rb"(?<![\w.])/(?:home|Users)/\w|(?<![\w.])/root[/]|[A-Z]:\\Users")
+    found = [str(path.relative_to(ROOT)) for path in files() if home.search(path.read_bytes())]
+    assert found == []
+
+
+def test_no_file_is_large():
+    large = {str(path.relative_to(ROOT)): path.stat().st_size for path in files() if path.stat().st_size > 1_000_000}
+    assert large == {}, "above 1 MB"

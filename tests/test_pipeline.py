@@ -1,0 +1,72 @@
+"""dvc.yaml: stages depend on what they read, write where nothing else does, and hold what tuning chose."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from pmd import params
+from pmd.files import ROOT
+
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+NOTEBOOKS = {"theory": "0-theory", "base": "1-base", "train": "2-train", "evaluate": "3-evaluate",
+             "ablations": "4-ablations", "figures": "5-figures", "tables": "6-tables"}  # fmt: skip
+PLUMBING = {"files", "params", "notebook", "style"}
+"""Read by nearly all, without a say in their numbers: a change there should not retrain anything."""
+
+
+def imported(source: str) -> set[str]:
+    """Modules of pmd that a source imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source.replace("%matplotlib", "#"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "pmd":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pmd."):
+            found.add(node.module.removeprefix("pmd."))
+    return found
+
+
+def closure(name: str) -> set[str]:
+    """All modules of pmd that a notebook ends up reading, not looking for them behind the plumbing."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    todo = imported("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    seen: set[str] = set()
+    while todo:
+        module = todo.pop()
+        if module not in seen | PLUMBING:
+            seen.add(module)
+            todo |= imported((ROOT / "pmd" / f"{module}.py").read_text())
+    return seen
+
+
+@pytest.mark.parametrize(("stage", "name"), NOTEBOOKS.items())
+def test_a_stage_depends_on_the_code_it_reads_and_no_other(stage, name):
+    deps = STAGES[stage]["deps"]
+    assert f"notebooks/{name}.ipynb" in deps
+    code = {Path(dep).stem for dep in deps if dep.startswith("pmd/")}
+    assert code - PLUMBING == closure(name)
+
+
+def test_no_stage_depends_on_an_executed_notebook_and_none_writes_into_data():
+    for stage in STAGES.values():
+        outs = [
+            next(iter(out)) if isinstance(out, dict) else out for out in [*stage["outs"], *stage.get("metrics", [])]
+        ]
+        assert not [dep for dep in stage["deps"] if dep.startswith("runs/") and "notebooks" in dep]
+        assert not [out for out in outs if out.startswith("data/") or "notebooks" in out]
+
+
+def test_train_reruns_only_for_its_own_method():
+    assert STAGES["train"]["params"] == ["train", "methods.${item.method}"]
+    assert STAGES["train"]["matrix"] == {"method": "${compare}"}
+
+
+def test_the_committed_learning_rates_are_what_tuning_chose():
+    chosen = pd.read_csv(ROOT / "results" / "tuning" / "tuning.csv").query("chosen").set_index("method")["lr"]
+    methods = params.load()["methods"]
+    assert {name: values["lr"] for name, values in methods.items()} == chosen.to_dict()

@@ -1,0 +1,218 @@
+"""The loop: learns, repeats itself bit for bit, survives being killed, refuses what is not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pmd import checkpoint, params, trainer
+from pmd.files import ROOT, read_json, read_jsonl
+from pmd.policy import load_policy
+from pmd.trainer import train
+
+COMMITTED = params.load()
+SMALL = {"steps": 6, "prompts": 8, "group_size": 4, "minibatches": 4, "probe": 2, "max_tokens": 8, "eval_every": 2,
+         "eval_k": 2, "eval_max_tokens": 8, "checkpoint_every": 2, "lr": 1e-3, "warmup": 1}  # fmt: skip
+PROBLEMS = [{"id": f"p{i}", "prompt": f"{i}+1=", "ground_truth": str(i + 1), "difficulty": 2} for i in range(20)]
+SETS = {"val": PROBLEMS[:4]}
+
+
+def config(method: str = "pmd-mean", **changes):
+    return params.train(COMMITTED["train"], COMMITTED["methods"], method, 1, **(SMALL | changes))
+
+
+def run(base, out, **changes):
+    return train(config(**changes), base, PROBLEMS, SETS, out, progress=False)
+
+
+def test_two_cold_runs_write_the_same_bits(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    run(tiny_dir, tmp_path / "b")
+    for name in (
+        "run.json",
+        "log.jsonl",
+        "eval.jsonl",
+        "result.json",
+        "last/model.safetensors",
+        "best/model.safetensors",
+    ):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_log_holds_what_it_promises(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    rows = read_jsonl(tmp_path / "a" / "log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert sum(row["successes"]) / 32 == pytest.approx(row["reward"])
+        assert row["kl"] >= 0
+        assert row["chi2"] >= 0
+        assert row["entropy"] > 0
+    assert rows[-1]["rollouts"] == 6 * 32
+    assert rows[-1]["tokens"] == pytest.approx(sum(row["length"] * 32 for row in rows))
+    assert [(row["step"], row["set"]) for row in read_jsonl(tmp_path / "a" / "eval.jsonl")] == [
+        (s, "val") for s in (0, 2, 4, 6)
+    ]
+    timing = read_jsonl(tmp_path / "a" / "timing.jsonl")
+    phases = ("rollout_s", "reward_s", "old_s", "update_s", "probe_s")
+    assert timing[-1]["wall_s"] == pytest.approx(sum(row[key] for row in timing for key in phases))
+
+
+KILLED = """
+import json, sys
+from pmd.params import Train
+from pmd.trainer import train
+spec = json.load(open(sys.argv[1]))
+train(Train(**spec["config"]), spec["base"], spec["problems"], spec["sets"], spec["out"], progress=False)
+"""
+
+
+@pytest.mark.parametrize("moment", ["log.jsonl", "timing.jsonl", "checkpoint-000002"])
+def test_a_killed_run_ends_with_the_same_bits(tiny_dir, tmp_path, moment):
+    """SIGKILL as soon as a given file of the run shows, or has three lines; then start again."""
+    run(tiny_dir, tmp_path / "whole")
+    out = tmp_path / "killed"
+    spec = {"config": asdict(config()), "base": str(tiny_dir), "problems": PROBLEMS, "sets": SETS, "out": str(out)}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "spec.json")]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None:
+        seen = out / moment
+        if seen.is_dir() or (seen.is_file() and seen.read_text().count("\n") >= 3):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    process.wait()
+    assert not (out / "result.json").exists(), "the run ended before it was killed"
+    run(tiny_dir, out)
+    for name in ("log.jsonl", "eval.jsonl", "result.json", "last/model.safetensors", "best/model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert [row["step"] for row in read_jsonl(out / "timing.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cut_off_last_line_is_dropped_on_resume(tiny_dir, tmp_path, monkeypatch):
+    run(tiny_dir, tmp_path / "whole")
+    out = tmp_path / "cut"
+    original = trainer._step
+
+    def stop_at_five(config, step, *rest):
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(config, step, *rest)
+
+    monkeypatch.setattr(trainer, "_step", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_dir, out)
+    monkeypatch.undo()
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')
+    run(tiny_dir, out)
+    assert (out / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(tiny_dir, tmp_path):
+    first = run(tiny_dir, tmp_path / "a")
+    stamp = (tmp_path / "a" / "log.jsonl").stat().st_mtime_ns
+    assert run(tiny_dir, tmp_path / "a") == first
+    assert (tmp_path / "a" / "log.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.05, not 0\.5"):
+        run(tiny_dir, tmp_path / "a", tau=0.5)
+
+
+def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    (tmp_path / "a" / "result.json").unlink()
+    broken = checkpoint.latest(tmp_path / "a") / "optimizer.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(ValueError, match="checkpoint-000006: corrupt checkpoint") as caught:
+        run(tiny_dir, tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_dir, tmp_path, monkeypatch):
+    original = trainer._measure
+
+    def poison(model, batches, old, config):
+        measured = original(model, batches, old, config)
+        if (tmp_path / "a" / "checkpoint-000002").exists():
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))
+        return measured
+
+    monkeypatch.setattr(trainer, "_measure", poison)
+    with pytest.raises(FloatingPointError, match=r"step 4: the loss is nan .* the last checkpoint is kept"):
+        run(tiny_dir, tmp_path / "a")
+    kept = load_file(checkpoint.latest(tmp_path / "a") / "model.safetensors")
+    assert checkpoint.latest(tmp_path / "a").name == "checkpoint-000002"
+    assert all(torch.isfinite(weight).all() for weight in kept.values())
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path, monkeypatch):
+    model, _ = tiny
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.save(tmp_path, 2, model, optimizer, {})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"checkpoint of step 4 could not be written .*No space left"):
+        checkpoint.save(tmp_path, 4, model, optimizer, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
+
+
+@pytest.mark.parametrize("method", COMMITTED["compare"])
+def test_every_method_learns_a_reward_it_can_reach(tiny_dir, tmp_path, method, monkeypatch):
+    """Reward 1 for a response that begins with `7`: from 1 in 16 to most within 25 steps."""
+    monkeypatch.setattr("pmd.evaluate.reward", lambda text, truth, ended: float(text.startswith("7")))
+    clip = {"clip_low": 0.2, "clip_high": 0.28}
+    run(tiny_dir, tmp_path / "a", method=method, steps=25, lr=3e-3, eval_every=25, group_size=8, tau=0.2, **clip)
+    rewards = [row["reward"] for row in read_jsonl(tmp_path / "a" / "log.jsonl")]
+    assert np.mean(rewards[:3]) < 0.3
+    assert np.mean(rewards[-3:]) > 0.8
+
+
+def test_groups_without_signal_can_be_left_out(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a", filter_low=0.0, filter_high=1.0)
+    for row in read_jsonl(tmp_path / "a" / "log.jsonl"):
+        assert row["kept"] == pytest.approx(row["signal"])
+
+
+def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
+    """Old log-probabilities are the trainer's own: at θ_t the log-ratio is 0 to the last bit."""
+    model, _ = load_policy(tiny_dir)
+    rollouts = trainer.Rollouts([[3, 15]], [[[4, 1], [5, 6, 1]]], torch.zeros(1, 2), 0.0)
+    packed = trainer._pack(rollouts, [0], config())
+    old, _ = trainer._old_log_probs(model, packed, config())
+    again, _ = trainer.log_probs(model, packed, 1.0)
+    assert torch.equal(old, again.detach())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    trainer._update(config(), 2, model, optimizer, packed, old, torch.tensor([1.0, -1.0]))
+    assert not torch.equal(old, trainer.log_probs(model, packed, 1.0)[0].detach())
+
+
+def test_minibatches_are_whole_groups_as_equal_as_can_be():
+    assert trainer._split([0, 1, 2, 3, 4, 5, 6, 7], 4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert trainer._split([3, 5, 6], 2) == [[3], [5, 6]]
+    assert trainer._split([2], 4) == [[], [], [], [2]]
+
+
+def test_the_validation_best_policy_is_kept(tiny_dir, tmp_path):
+    result = run(tiny_dir, tmp_path / "a")
+    scores = {row["step"]: sum(row["correct"]) for row in read_jsonl(tmp_path / "a" / "eval.jsonl")}
+    assert result["best_step"] == max(scores, key=lambda step: (scores[step], -step))
+    assert read_json(tmp_path / "a" / "result.json") == result
