@@ -75,7 +75,7 @@ def _run(job: Job, base: Path, data: Path, sets: list[str], out: Path) -> dict:
     from pmd.trainer import train  # only here: the parent needs no torch, which takes seconds to load
 
     problems = read_problems(data / "rl.jsonl")
-    evaluation = {name: read_problems(data / f"{name}.jsonl") for name in sets}
+    evaluation = {name: read_problems(data / f"{name}.jsonl", job.config.eval_prompts) for name in sets}
     return train(job.config, base, problems, evaluation, out, progress=False, tags=job.tags)
 
 

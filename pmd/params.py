@@ -95,6 +95,7 @@ class Train:
     temperature: float
     probe: int
     eval_every: int
+    eval_prompts: int
     eval_k: int
     eval_max_tokens: int
     eval_top_p: float
@@ -113,6 +114,7 @@ class Train:
             "minibatches",
             "max_tokens",
             "eval_every",
+            "eval_prompts",
             "eval_k",
             "eval_max_tokens",
             "checkpoint_every",

@@ -250,6 +250,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     On a CPU the fused kernel is several times slower than plain products at short lengths; heads that share a key stand
     as its queries there, so that nothing is repeated.
     """
+    bias = bias.to(query.dtype)
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=True)
     b, heads, q, d = query.shape

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pmd import policy
 from pmd.policy import load_policy, log_probs, pack, save_policy
+from pmd.rollout import Sampling, TorchEngine
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15]]
 RESPONSES = [[[3, 1], [7], [4, 4, 4, 1]], [[9, 8, 1], [1], [5, 6, 15, 7, 1]]]
@@ -103,3 +104,13 @@ def test_broken_weights_are_refused_in_one_line(tiny_dir):
     with pytest.raises(ValueError, match="cannot be loaded") as caught:
         load_policy(tiny_dir)
     assert "\n" not in str(caught.value)
+
+
+def test_half_precision_packs_and_decodes(tiny_dir):
+    """bfloat16 keeps its type through attention and its log-probabilities to its own accuracy."""
+    exact, _ = log_probs(load_policy(tiny_dir)[0], pack(PROMPTS, RESPONSES))
+    model, tokenizer = load_policy(tiny_dir, dtype="bfloat16")
+    half, _ = log_probs(model, pack(PROMPTS, RESPONSES))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, atol=0.05, rtol=0)
+    assert len(TorchEngine(model, tokenizer.eos_token_id).sample(PROMPTS, 2, Sampling(4), 0)) == 2

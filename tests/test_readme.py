@@ -1,0 +1,35 @@
+"""The README's examples run, and the files it names exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pmd import tasks
+from pmd.files import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_loss_alone():
+    space: dict = {}
+    exec(BLOCKS[1], space)
+    weight = -space["advantage"].repeat_interleave(space["lengths"]) / 3 / 4
+    assert space["log_ratio"].grad.tolist() == pytest.approx(weight.tolist())
+
+
+def test_training_on_ones_own_task(tiny_dir, tmp_path):
+    tasks.generate(tmp_path / "data")
+    block = BLOCKS[0].replace('ROOT / "runs" / "default" / "base"', repr(tiny_dir).replace("PosixPath", "Path"))
+    block = block.replace('ROOT / "data"', f'Path("{tmp_path}") / "data"').replace("runs/mine", f"{tmp_path}/mine")
+    block = block.replace("steps=20", "steps=1, eval_k=1")
+    assert "ROOT /" not in block
+    exec(block, {})
+    assert (tmp_path / "mine" / "last" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_lead_somewhere(target):
+    assert target.startswith("https://") or (ROOT / target).exists()
