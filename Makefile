@@ -17,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
-.PHONY: setup repro test smoke lock benchmark clean
+.PHONY: setup repro test smoke tune lock benchmark clean
 
 setup: .venv/installed
 
@@ -46,6 +46,11 @@ smoke: setup
 	"$(BIN)/dvc" repro; \
 	test -s results/smoke/report.html; \
 	echo "smoke: results/smoke/report.html was made"
+
+# Choose each method's learning rate again, on validation: writes results/tuning/tuning.csv (about 20 minutes).
+tune: setup
+	.venv/bin/dvc repro base
+	.venv/bin/python -m pmd.notebook notebooks/7-tuning.ipynb -p preset=default -p out=results/tuning
 
 # Pin again: what pip chooses today for pyproject.toml in a clean environment, without what only one platform needs.
 lock:

@@ -255,9 +255,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=True)
     b, heads, q, d = query.shape
     kv = key.shape[1]
-    scores = (query * scale).reshape(b, kv, -1, d) @ key.transpose(2, 3)
-    weights = (scores.view(b, kv, heads // kv, q, -1) + bias[:, :, None]).softmax(-1).view_as(scores)
-    return (weights @ value).view(b, heads, q, d)
+    scores = torch.bmm((query * scale).reshape(b * kv, -1, d), key.flatten(0, 1).transpose(1, 2))
+    scores.view(b, kv, heads // kv, q, -1).add_(bias[:, :, None])
+    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(b, heads, q, d)
 
 
 # --- log-probabilities ---------------------------------------------------------------------------------------------
