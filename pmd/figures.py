@@ -22,6 +22,9 @@ from pmd.logs import Logs
 PROMINENT = ("pmd-mean", "pmd-part", "grpo", "gspo")
 """Methods the paper compares: drawn full, the others thin."""
 
+BANDED = ("pmd-mean", "grpo")
+"""The pair that the abstract compares: nine overlapping bands would hide every curve; the CSV has all of them."""
+
 _REPORTED_SETS = {"": "overall", "aime2024_": "AIME 2024", "aime2025_": "AIME 2025"}
 _METRICS = {"avg": "avg@{k}", "best": "best@{k} (resampled)", "maj": "maj@{k}"}
 
@@ -132,7 +135,12 @@ def implicit_regulariser(data: Logs) -> tuple[Figure, pd.DataFrame]:
         _curves(axis, series[name], "step")
         title = rf"{label}$(\pi_{{t+1}}\Vert\pi_t)$ of one step"
         axis.set(title=title, xlabel="training step", ylabel=f"{label} [nats]" if name == "kl" else label)
-    for axis, name in zip(axes[1:], ("lambda", "kl", "chi2"), strict=True):
+    for axis in axes[:2]:  # the measured λ may be a hundredth of the predicted one, and below 0
+        axis.set_yscale("symlog", linthresh=0.01)
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+    axes[0].set_xscale("symlog", linthresh=0.01)  # the same transform, so that the line of equality is one
+    axes[0].xaxis.set_minor_locator(ticker.NullLocator())
+    for axis, name in zip(axes[2:], ("kl", "chi2"), strict=True):
         _fit(axis, series[name]["mean"])
     _legend(figure, steps.method)
     plotted = pd.concat([points, *series.values()], ignore_index=True)
@@ -203,9 +211,8 @@ def _curves(axes: Axes, rows: pd.DataFrame, x: str) -> None:
             look |= {"linewidth": 0.8, "markersize": 2.5, "alpha": 0.85, "zorder": 1.5}
         every = max(1, len(mine) // 6)
         axes.plot(mine[x], mine["mean"], markevery=(index * every // len(methods), every), **look)
-        if "low" in mine and mine.low.notna().any():
-            alpha = 0.18 if method in PROMINENT else 0.08
-            axes.fill_between(mine[x].astype(float), mine.low, mine.high, color=look["color"], alpha=alpha, lw=0)
+        if method in BANDED and "low" in mine and mine.low.notna().any():
+            axes.fill_between(mine[x].astype(float), mine.low, mine.high, color=look["color"], alpha=0.18, lw=0)
 
 
 def _legend(figure: Figure, methods: Iterable[str], title: str = "") -> None:

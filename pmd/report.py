@@ -20,10 +20,10 @@ FIGURES = {
     "distance from 1 on a logarithmic axis, with the common rate dotted.",
     "F4": "Theory, finite samples: how often an estimated baseline turns the regulariser negative, and"
     " the spread of the next success probability, against the group size n.",
-    "F5": "Training curves of every method on the main matrix of runs: mean over seeds and 95 % band "
-    "(Student's t over seeds; none with one seed). The panels are those of the reference code's "
-    "30B figure. Look at how early the curves part, whether bands overlap, and whether any curve"
-    " falls back. best@k is resampled with replacement and so biased low; T1 has the unbiased "
+    "F5": "Training curves of every method on the main matrix of runs: mean over seeds and, for PMD-mean and "
+    "GRPO, a 95 % band (Student's t over seeds; none with one seed; the CSV has every method's). The panels are "
+    "those of the reference code's 30B figure. Look at how early the curves part, whether bands overlap, and "
+    "whether any curve falls back. best@k is resampled with replacement and so biased low; T1 has the unbiased "
     "pass@k.",
     "F5-reported": "The same panels as the paper's authors report them for Qwen3-30B-A3B, DAPO-Math-17k and "
     "AIME, read off the figure in their repository. These are not our runs, and one run a "
@@ -35,7 +35,8 @@ FIGURES = {
     "target.",
     "F7": "The implicit regulariser in training. Theory says that −mean(s) over the rollouts, measured"
     " after an update, estimates the λ of the population solution. Top: measured against "
-    "predicted, as points with the line of equality and over the steps. Points below the line "
+    "predicted, as points with the line of equality and over the steps (linear within ±0.01, logarithmic "
+    "beyond). Points below the line "
     "mean that the optimizer stopped short of the population solution; points above, that it "
     "overshot. Bottom: how far one step moves the policy, for every method.",
     "F8": "Ablations: final overall accuracy with 95 % intervals clustered by seed and prompt (of "

@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import METHODS, write_preset, write_run
 
 from pmd import figures, logs, stats
 from pmd.files import ROOT
+from tests.synthetic import METHODS, write_preset, write_run
 
 
 def rng():

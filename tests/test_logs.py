@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import write_preset, write_responses, write_run
 
 from pmd import logs
+from tests.synthetic import write_preset, write_responses, write_run
 
 
 @pytest.fixture(scope="module")

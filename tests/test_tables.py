@@ -7,12 +7,12 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import METHODS, write_preset
 
 from pmd import logs, report, stats, tables, theory
 from pmd.files import ROOT, write_text
 from pmd.logs import Logs
 from pmd.stats import Interval
+from tests.synthetic import METHODS, write_preset
 
 REPORTED = pd.read_csv(ROOT / "results/reference/reported_30b_curves.csv")
 K, STEPS = 32, (0, 10, 20)
