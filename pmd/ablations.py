@@ -17,20 +17,26 @@ def changes(axis: str, value: float, train: dict[str, Any]) -> dict[str, Any]:
     of the whole run, so a larger K means larger, rarer batches. ValueError if the budget cannot be kept exactly.
     """
     if axis == "tau":
-        return {"tau": value}
+        return {"tau": value, "eval_every": sparse(train["steps"])}
     if axis == "group":
         rollouts = train["prompts"] * train["group_size"]
         params.require(rollouts % value == 0, "ablate.group.values", value, f"a divisor of {rollouts} rollouts a step")
-        return {"group_size": value, "prompts": rollouts // value}
+        return {"group_size": value, "prompts": rollouts // value, "eval_every": sparse(train["steps"])}
     updates = train["steps"] * train["minibatches"]
     params.require(updates % value == 0, "ablate.stale.values", value, f"a divisor of {updates} optimizer steps")
     steps = updates // value
-    every = {key: max(1, round(train[key] * steps / train["steps"])) for key in ("eval_every", "checkpoint_every")}
     return {
         "minibatches": value,
         "prompts": train["prompts"] // train["minibatches"] * value,
         "steps": steps,
-    } | every
+        "eval_every": sparse(steps),
+        "checkpoint_every": max(1, round(train["checkpoint_every"] * steps / train["steps"])),
+    }
+
+
+def sparse(steps: int) -> int:
+    """Ablations are read at their end: evaluate halfway too, a run of few (large) steps after each."""
+    return steps // 2 if steps >= 8 else 1
 
 
 def jobs(ablate: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) -> list[Job]:

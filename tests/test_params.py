@@ -118,6 +118,7 @@ def test_ablations_keep_the_budget():
         assert c.steps * c.prompts * c.group_size == main.steps * main.prompts * main.group_size
         assert c.steps * c.minibatches == main.steps * main.minibatches
         assert c.prompts * c.group_size // c.minibatches == main.prompts * main.group_size // main.minibatches
+    assert [ablations.sparse(steps) for steps in (1, 4, 8, 10, 40)] == [1, 1, 4, 5, 20]
     with pytest.raises(ValueError, match=r"ablate\.stale\.values: got 7, must be a divisor of 320"):
         ablations.changes("stale", 7, train)
     with pytest.raises(ValueError, match=r"ablate\.depth: got"):
