@@ -27,6 +27,7 @@ TARGET = 0.95
 SUPPORTED = "supported"
 INCONCLUSIVE = "not supported (inconclusive)"
 OPPOSITE = "not supported (opposite of the claim)"
+OUTSIDE = "not supported (outside a factor 2)"
 NOT_TESTABLE = "not testable at this scale"
 
 _LAUNCH = "reference code's 30B launch script"
@@ -421,7 +422,7 @@ def _regulariser_claims(data: Logs) -> list[dict]:
     elif ratio.low > 0.5 and ratio.high < 2:
         agreement = SUPPORTED
     else:
-        agreement = OPPOSITE if ratio.high < 0.5 or ratio.low > 2 else INCONCLUSIVE
+        agreement = OUTSIDE if ratio.high < 0.5 or ratio.low > 2 else INCONCLUSIVE
     claim = "(e) PMD-mean's update carries the implicit KL–χ² regulariser that theory predicts"
     shared = {"claim": claim, "scope": "main matrix, PMD-mean"}
     return [

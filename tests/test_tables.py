@@ -239,8 +239,8 @@ def test_t4_compares_part_and_mean_at_the_smallest_tau_and_the_smallest_n_above_
     ("measured", "rank", "ratio"),
     [
         (0.9, tables.SUPPORTED, tables.SUPPORTED),
-        (0.1, tables.SUPPORTED, tables.OPPOSITE),
-        (-0.9, tables.OPPOSITE, tables.OPPOSITE),
+        (0.1, tables.SUPPORTED, tables.OUTSIDE),
+        (-0.9, tables.OPPOSITE, tables.OUTSIDE),
     ],
 )
 def test_t4_asks_whether_lambda_tracks_theory(measured, rank, ratio):
