@@ -3,7 +3,8 @@
     python benchmarks/compare.py [--model FOLDER] [--rounds 3]
 
 Both sides train the same model on the same prompts in the same order, fp32, on the same number of threads, each in
-a process of its own, in turns so that a slow moment of the machine hits both. Tokens are prompt and response tokens
+a process of its own that waits while the other makes its step, so that a slow moment of the machine hits both. The
+ratio is the median over such pairs of steps. Tokens are prompt and response tokens
 of the rollouts. The peer is installed on first use, in benchmarks/.venv. Without --model, a model of the same size
 with random weights is used: its responses are short, but one in every batch runs to the limit, which costs the peer
 more than a trained model would. Writes benchmarks/results.json and benchmarks/results.md.
@@ -58,11 +59,33 @@ def install_peer() -> Path:
     return python
 
 
-def measure(command: list[str | Path], threads: int) -> list[dict]:
-    """The steps a side prints as its last line; its messages go to the error stream."""
+def in_turns(commands: dict[str, list[str | Path]], threads: int) -> dict[str, list[dict]]:
+    """{side: its steps}: a side says "ready" before each step and waits for a line; its last line is JSON."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
-    return json.loads(done.stdout.splitlines()[-1])["steps"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment, "cwd": ROOT}
+    running = {side: subprocess.Popen(command, **pipes) for side, command in commands.items()}
+    said = {side: heard(process) for side, process in running.items()}
+    while READY in said.values():
+        for side, process in running.items():
+            if said[side] == READY:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                said[side] = heard(process)
+    return {side: json.loads(line)["steps"] for side, line in said.items()}
+
+
+READY = "ready\n"
+
+
+def heard(process: subprocess.Popen) -> str:
+    """What a side says next: READY, or its result when it is done."""
+    line = ""
+    for line in process.stdout:
+        if line == READY:
+            return line
+    if process.wait() != 0:
+        raise RuntimeError(f"{process.args[1]} failed, its message is above")
+    return line
 
 
 def rate(step: dict) -> float:
@@ -104,8 +127,8 @@ def run(model: Path, rounds: int) -> dict[str, list[list[dict]]]:
             "trl": [python, HERE / "trl_peer.py", *shared, folder / "trl.jsonl", "--scratch", folder / "trl"],
         }
         for _ in range(rounds):
-            for side, command in commands.items():
-                sides[side].append(measure(command, SHAPE["threads"]))
+            for side, measured in in_turns(commands, SHAPE["threads"]).items():
+                sides[side].append(measured)
     return sides
 
 
@@ -113,7 +136,11 @@ def compare(sides: dict[str, list[list[dict]]], described: str) -> dict:
     """The content of results.json."""
     steps = {side: [step for round_ in rounds for step in round_] for side, rounds in sides.items()}
     ours, trl = summary(steps["ours"]), summary(steps["trl"])
-    rounds = [[summary(steps)["tokens_per_s"] for steps in pair] for pair in zip(*sides.values(), strict=True)]
+    pairs = [
+        [rate(a) / rate(b) for a, b in zip(*both, strict=True)]
+        for both in zip(sides["ours"], sides["trl"], strict=True)
+    ]  # [round][step]
+    every = [ratio for round_ in pairs for ratio in round_]
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {
@@ -126,9 +153,10 @@ def compare(sides: dict[str, list[list[dict]]], described: str) -> dict:
         "model": described,
         "ours": ours,
         "trl": trl,
-        "ratio": ours["tokens_per_s"] / trl["tokens_per_s"],
+        "ratio": statistics.median(every),
+        "ratio_quartiles": statistics.quantiles(every)[::2],
         "ratio_best": ours["tokens_per_s_best"] / trl["tokens_per_s_best"],
-        "ratio_by_round": [a / b for a, b in rounds],
+        "ratio_by_round": [statistics.median(round_) for round_ in pairs],
         "phases_s": {
             phase: statistics.median(step["phases"][phase] for step in steps["ours"])
             for phase in steps["ours"][0]["phases"]
@@ -148,19 +176,21 @@ def table(results: dict) -> str:
     shape, machine = results["shape"], results["machine"]
     phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in results["phases_s"].items())
     rounds = ", ".join(f"{ratio:.2f}" for ratio in results["ratio_by_round"])
+    low, high = results["ratio_quartiles"]
     return f"""# Speed beside TRL
 
 Written by `python benchmarks/compare.py`. {shape["prompts"]} prompts x {shape["rollouts"]} rollouts of at most
 {shape["max_tokens"]} tokens and {shape["updates"]} updates a step, fp32, {shape["threads"]} threads.
 Model: {results["model"]}; {machine["processor"]}, {machine["cores"]} cores; torch {results["versions"]["torch"]}.
-Medians of {shape["steps"]} steps x {len(results["ratio_by_round"])} rounds in turns; prompt and response tokens.
+Prompt and response tokens; medians of {shape["steps"]} steps x {len(results["ratio_by_round"])} rounds. The two sides
+make their steps in turns; the ratio is the median over such pairs of steps (quartiles {low:.2f} and {high:.2f}).
 
 | | s a step | tokens a step | tokens/s | tokens/s, fastest step |
 |---|---|---|---|---|
 {chr(10).join(rows)}
 | **ratio** | | | **{results["ratio"]:.2f}** | {results["ratio_best"]:.2f} |
 
-Ratio by round: {rounds}. Our seconds by phase: {phases}.
+Median ratio by round: {rounds}. Our seconds by phase: {phases}.
 """
 
 

@@ -2,12 +2,14 @@
 
 Prints one line of JSON: seconds, tokens and seconds by phase of every measured step. A step lasts from one call of the
 rollout engine to the next, so logging and our own measurements (KL, χ², λ) count; evaluation and saving come after.
+Before each step it prints "ready" and waits for a line of input, so that the two sides take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -50,13 +52,17 @@ def main() -> None:
         "threads": shape["threads"],
     }
     config = params.train(values["train"], values["methods"], "grpo", 0, **changes)
-    calls: list[tuple[float, int]] = []
+    calls: list[tuple[float, float, int]] = []
 
     class Timed(TorchEngine):
-        """Notes when each call began and how many prompt tokens it decodes."""
+        """Notes when each call came and, after our turn, began, and how many prompt tokens it decodes."""
 
         def sample(self, prompts, n, sampling, seed):
-            calls.append((time.perf_counter(), n * sum(map(len, prompts))))
+            came = time.perf_counter()
+            if calls:  # the first call is an evaluation
+                print("ready", flush=True)
+                sys.stdin.readline()
+            calls.append((came, time.perf_counter(), n * sum(map(len, prompts))))
             return super().sample(prompts, n, sampling, seed)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,12 +71,14 @@ def main() -> None:
     # calls: the first evaluation, each step, the last evaluation
     measured = [
         {
-            "seconds": after - start,
+            "seconds": came - began,
             "prompt_tokens": prompt_tokens,
             "response_tokens": round(row["length"] * shape["prompts"] * shape["rollouts"]),
-            "phases": {phase: clock[f"{phase}_s"] for phase in PHASES},
+            "phases": {phase: clock[f"{phase}_s"] - (phase == "rollout") * (began - waits_from) for phase in PHASES},
         }
-        for (start, prompt_tokens), (after, _), row, clock in zip(calls[1:], calls[2:], log, timing, strict=False)
+        for (waits_from, began, prompt_tokens), (came, *_), row, clock in zip(
+            calls[1:], calls[2:], log, timing, strict=False
+        )
     ]
     print(json.dumps({"steps": measured[shape["warmup"] :]}))
 

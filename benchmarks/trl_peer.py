@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -19,14 +20,20 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class Clock(TrainerCallback):
-    """The time after every `updates`-th optimizer update, which is the end of a step."""
+    """When each step (of `updates` optimizer updates) began, after our turn, and ended."""
 
     def __init__(self, updates: int):
-        self.updates, self.times = updates, [time.perf_counter()]
+        self.updates, self.began, self.ended = updates, [], []
+
+    def turn(self) -> None:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        self.began.append(time.perf_counter())
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.updates == 0:
-            self.times.append(time.perf_counter())
+            self.ended.append(time.perf_counter())
+            self.turn()
 
 
 def main() -> None:
@@ -84,9 +91,9 @@ def main() -> None:
     )
     clock = Clock(shape["updates"])
     trainer = GRPOTrainer(model, exact, config, Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock])
-    clock.times[0] = time.perf_counter()
+    clock.turn()
     trainer.train()
-    seconds = [end - start for start, end in zip(clock.times, clock.times[1:], strict=False)]
+    seconds = [ended - began for began, ended in zip(clock.began, clock.ended, strict=False)]
     measured = [
         {"seconds": s, "prompt_tokens": t["prompt"], "response_tokens": t["response"]}
         for s, t in list(zip(seconds, tokens, strict=True))[shape["warmup"] :]

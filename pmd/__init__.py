@@ -4,7 +4,8 @@ Reproduces Xu et al., arXiv:2602.05933. One concept per file; read them in this 
 
 params      the validated view of params.yaml
 tasks       problem sets: the embedded arithmetic task, and one reader for every set
-verifier    response -> extracted answer -> reward
+problem_sets, prompts   foreign problem sets, cleaned and counted; prompt templates
+verifier    response -> extracted answer -> verdict and reward (pool: where untrusted text is compared)
 policy      build, load, save a causal LM; per-token log-probabilities and entropy
 rollout     sample responses (the engine protocol and the torch engine)
 objectives  advantages and losses: PMD-mean, its relatives and its baselines
@@ -12,6 +13,7 @@ theory      the population update: Lambert W, the mixed KL-chi^2 regulariser, fi
 sft         the base model
 trainer     the reinforcement-learning loop
 evaluate    sample a checkpoint on a problem set and score it
+benchmark   any model on any problem set, resumable, paired (examples: answers to read)
 stats       pass@k and its kin, clustered intervals
 style, figures, tables, report   what the reader sees
 """

@@ -6,7 +6,7 @@ Saved samples (parquet, one row a response) are enough to recompute every metric
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,37 +18,54 @@ from tqdm import tqdm
 from pmd.files import atomic, workers
 from pmd.params import Evaluate
 from pmd.policy import load_policy
-from pmd.rollout import Engine, Sampling, TorchEngine
+from pmd.prompts import encode
+from pmd.rollout import Engine, Responses, Sampling, TorchEngine
 from pmd.seeds import derive
-from pmd.stats import majority
+from pmd.stats import maj_at_k
 from pmd.tasks import read_problems
-from pmd.verifier import extract, reward
+from pmd.verifier import equivalent, verify
+
+VERDICT = ["answer", "correct", "reward", "killed"]
+COLUMNS = ["prompt_id", "sample", "prompt", "response", *VERDICT, "tokens", "truncated", "seed"]
+"""One row a response. killed: its verification hit a limit and it counts as wrong; truncated: it did not end by itself;
+tokens and seed are null where another program sampled it."""
 
 
 def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: Sampling, seed: int) -> pd.DataFrame:
-    """k responses to each problem: columns prompt_id, sample, response, answer, reward, tokens, truncated."""
-    prompts = [tokenizer.encode(problem["prompt"]) for problem in problems]
-    sampled = engine.sample(prompts, k, sampling, seed)
+    """k responses to each problem, scored: a row each, in order, with COLUMNS."""
+    prompts = [encode(tokenizer, problem["prompt"]) for problem in problems]
+    rows = score(problems, engine.sample(prompts, k, sampling, seed), tokenizer)
+    return pd.DataFrame(rows).assign(seed=seed)[COLUMNS]
+
+
+def score(problems: list[dict], responses: Responses, tokenizer) -> list[dict]:
+    """Every response [problem][sample] as text, with its verdict; a flat list in order, verified in one batch."""
     rows = [
-        score(problem, response, tokenizer) | {"sample": i}
-        for problem, responses in zip(problems, sampled, strict=True)
-        for i, response in enumerate(responses)
+        {
+            "prompt_id": problem["id"],
+            "sample": i,
+            "prompt": problem["prompt"],
+            "response": tokenizer.decode(response, skip_special_tokens=True),
+            "tokens": len(response),
+            "truncated": response[-1] != tokenizer.eos_token_id,
+        }
+        for problem, group in zip(problems, responses, strict=True)
+        for i, response in enumerate(group)
     ]
-    return pd.DataFrame(rows)[["prompt_id", "sample", "response", "answer", "reward", "tokens", "truncated"]]
+    return [row | verdict for row, verdict in zip(rows, verdicts(rows, problems), strict=True)]
 
 
-def score(problem: dict, response: list[int], tokenizer) -> dict:
-    """One response as text, its extracted answer and its reward."""
-    ended = response[-1] == tokenizer.eos_token_id
-    text = tokenizer.decode(response, skip_special_tokens=True)
-    return {
-        "prompt_id": problem["id"],
-        "response": text,
-        "answer": extract(text) if ended else None,
-        "reward": reward(text, problem["ground_truth"], ended),
-        "tokens": len(response),
-        "truncated": not ended,
-    }
+def verdicts(rows: list[dict], problems: Iterable[dict]) -> list[dict]:
+    """VERDICT of each row (prompt_id, response, truncated) by its problem's rule: one batch, whatever the rules."""
+    known = {problem["id"]: problem for problem in problems}
+    asked = [known[row["prompt_id"]] for row in rows]
+    found = verify(
+        [problem.get("rule", "exact") for problem in asked],
+        [row["response"] for row in rows],
+        [problem["ground_truth"] for problem in asked],
+        [not row["truncated"] for row in rows],
+    )
+    return [{name: getattr(verdict, name) for name in VERDICT} for verdict in found]
 
 
 def summarise(samples: pd.DataFrame, problems: Iterable[dict]) -> dict:
@@ -57,17 +74,38 @@ def summarise(samples: pd.DataFrame, problems: Iterable[dict]) -> dict:
     {"k", "correct": successes of k, "majority": 0/1 is the majority answer right, "length": mean tokens, "truncated"}.
     """
     problems = list(problems)
-    groups = dict(list(samples.groupby("prompt_id", sort=False)))
+    groups = dict(list(samples.sort_values("sample", kind="stable").groupby("prompt_id", sort=False)))
     ordered = [groups[problem["id"]] for problem in problems]
-    k = len(ordered[0])
-    votes = [majority([a if isinstance(a, str) else None for a in group["answer"]]) for group in ordered]
+    answers = [[a if isinstance(a, str) else None for a in group["answer"]] for group in ordered]
+    votes = merge(answers, [problem.get("rule", "exact") for problem in problems])
+    right = [group["correct"].tolist() for group in ordered]
     return {
-        "k": k,
-        "correct": [int(group["reward"].sum()) for group in ordered],
-        "majority": [int(vote == problem["ground_truth"]) for vote, problem in zip(votes, problems, strict=True)],
+        "k": len(ordered[0]),
+        "correct": [sum(flags) for flags in right],
+        "majority": [int(maj_at_k(vote, flags)) for vote, flags in zip(votes, right, strict=True)],
         "length": [float(group["tokens"].mean()) for group in ordered],
         "truncated": float(samples["truncated"].mean()),
     }
+
+
+def merge(answers: Sequence[Sequence[str | None]], rules: Sequence[str]) -> list[list[str | None]]:
+    """Each problem's answers, those that its rule calls equal replaced by the one of them that was given first.
+
+    Equality by rule need not be transitive, so the order decides: an answer joins the earliest of the answers that
+    stand for others, if it equals one. Under "exact" only equal strings are equal. All problems advance together, one
+    batch a round, because a batch is what the verifier's workers are fast at.
+    """
+    stands: list[dict[str | None, str | None]] = [{answer: answer for answer in group} for group in answers]
+    left = {i: [a for a in stands[i] if a is not None] for i, rule in enumerate(rules) if rule != "exact"}
+    while left := {i: group for i, group in left.items() if len(group) > 1}:
+        for rule in sorted({rules[i] for i in left}):
+            asked = [(i, group[0], other) for i, group in left.items() if rules[i] == rule for other in group[1:]]
+            equal = equivalent(rule, [(first, other) for _, first, other in asked])
+            for (i, first, other), same in zip(asked, equal, strict=True):
+                if same:
+                    stands[i][other] = first
+        left = {i: [a for a in group[1:] if stands[i][a] == a] for i, group in left.items()}
+    return [[stands[i][answer] for answer in group] for i, group in enumerate(answers)]
 
 
 def evaluate(config: Evaluate, model_dir: Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
@@ -116,7 +154,9 @@ def _evaluate_one(arguments: tuple[Evaluate, Path, dict[str, list[dict]], Path])
     torch.set_num_threads(1)
     samples = evaluate(config, model, sets)
     atomic(path, lambda temporary: samples.to_parquet(temporary, index=False))
-    row = samples.groupby("set").agg(avg=("reward", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean"))
+    row = samples.groupby("set").agg(
+        avg=("correct", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean")
+    )
     return row.reset_index().assign(method=path.parts[-3] if path.parts[-2] != "base" else "base", which=path.stem)
 
 

@@ -61,7 +61,9 @@ def read_json(path: str | Path) -> Any:
 def read_jsonl(path: str | Path) -> list[dict]:
     """Read one JSON object a line; ValueError naming file and line if one is not."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    text = Path(path).read_text(encoding="utf-8")
+    # not splitlines: U+2028 and its like may stand in a string
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -7,6 +7,7 @@ changed, `git restore params.yaml dvc.lock` goes back to the default.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 import typing
@@ -18,11 +19,23 @@ from ruamel.yaml import YAML
 
 from pmd.files import ROOT, write_text
 
+OPEN = ("sets", "hub_sets", "benchmark")
+"""Namespaces whose entries a preset may add to: they are named by whoever writes them."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
     """ValueError `key: got value, must be allowed` unless the condition holds."""
     if not condition:
         raise ValueError(f"{key}: got {value!r}, must be {allowed}")
+
+
+def known_engines() -> list[str]:
+    """The names of the engines a benchmark can sample with; imported late, as the objectives are."""
+    from pmd.benchmark import ENGINES
+
+    return sorted(ENGINES)
 
 
 def known_methods() -> list[str]:
@@ -142,7 +155,7 @@ class Train:
         low, high = (self.filter_low, self.filter_high)
         check(low is None or high is None or low < high, "filter_low", f"below train.filter_high = {high}")
         check(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
-        check(self.dtype in ("float32", "bfloat16", "float16"), "dtype", "float32, bfloat16 or float16")
+        check(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
 
 
 def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
@@ -167,6 +180,46 @@ class Evaluate:
         require(self.max_tokens >= 1, "evaluate.max_tokens", self.max_tokens, "at least 1")
         require(self.temperature > 0, "evaluate.temperature", self.temperature, "> 0")
         require(0 < self.top_p <= 1, "evaluate.top_p", self.top_p, "in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One model on one problem set: an entry of `benchmark:`, named by its key.
+
+    model, against: Hugging Face model directories, relative to the repository or absolute; the two are compared
+    problem by problem, and the same folder twice means no comparison (DVC's dependencies cannot be null);
+    problems: a JSONL file; limit: its first problems only, null for all; max_prompt_tokens: longer ones are left out
+    and counted.
+    """
+
+    name: str
+    model: str
+    against: str
+    problems: str
+    limit: int | None
+    engine: str
+    device: str
+    dtype: str
+    k: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    max_prompt_tokens: int
+    seed: int
+
+    def __post_init__(self):
+        def check(condition: bool, key: str, allowed: str) -> None:
+            require(condition, f"benchmark.{self.name}.{key}", getattr(self, key), allowed)
+
+        check(re.fullmatch(r"[\w-]+", self.name) is not None, "name", "letters, digits, - and _: it names files")
+        check(self.engine in known_engines(), "engine", f"one of {', '.join(known_engines())}")
+        for key in ("k", "max_tokens", "max_prompt_tokens"):
+            check(getattr(self, key) >= 1, key, "at least 1")
+        check(self.limit is None or self.limit >= 1, "limit", "at least 1 or null")
+        check(self.seed >= 0, "seed", "at least 0")
+        check(self.temperature > 0, "temperature", "> 0")
+        check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        check(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
 
 
 def strict(cls: type, namespace: str, values: dict[str, Any]) -> Any:
@@ -214,6 +267,13 @@ def evaluate(values: dict[str, Any]) -> Evaluate:
     return strict(Evaluate, "evaluate", values)
 
 
+def benchmark(entries: dict[str, Any], name: str) -> Benchmark:
+    """The entry `name` of the `benchmark` namespace, checked."""
+    require(name in entries, "benchmark", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
+    require(isinstance(entries[name], dict), f"benchmark.{name}", entries[name], "a mapping")
+    return strict(Benchmark, f"benchmark.{name}", {"name": name} | entries[name])
+
+
 def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:
     """One run: the shared `train` namespace, overridden by the method's own entry, then by `changes`."""
     require(method in known_methods(), "method", method, f"one of {', '.join(known_methods())}")
@@ -242,15 +302,18 @@ def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
 
 
 def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
-    """Write `changes` into `values` in place, key by key; ValueError if a key is not there already."""
+    """Write `changes` into `values` in place, key by key; ValueError if a key is not there already.
+
+    The namespaces in OPEN name their entries freely: there a new one is added.
+    """
     for key, change in changes.items():
         require(
-            key in values,
+            key in values or where.partition(".")[2] in OPEN,
             f"{where}.{key}",
             change,
             f"one of the keys of params.yaml there: {', '.join(values)}",
         )
-        if isinstance(change, dict) and isinstance(values[key], dict):
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
             overlay(values[key], change, f"{where}.{key}")
         else:
             values[key] = change

@@ -36,6 +36,9 @@ logging.disable_progress_bar()  # a bar for every load and save of a model drown
 CHUNK = 4096
 """Rows of logits held at once, so that [tokens, vocabulary] never is."""
 
+BLOCKS = 3
+"""Blocks of responses of similar length in which attention is computed."""
+
 
 # --- building, loading, saving -------------------------------------------------------------------------------------
 
@@ -126,24 +129,31 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path
 
 
 @dataclass(frozen=True)
+class Block:
+    """B rows of packed tokens for attention: queries [B, Q], keys [B, K], and bias [B, 1, Q, K], 0 where a query may
+    look and -inf elsewhere."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor
+
+    def to(self, device: str) -> Block:
+        return Block(self.queries.to(device), self.keys.to(device), self.bias.to(device))
+
+
+@dataclass(frozen=True)
 class Packed:
     """G prompts and their S responses laid out without padding, as N packed tokens; all int64 but the biases.
 
-    ids, positions: [1, N]. Attention reads rows of packed tokens: prompt_rows [G, P], response_rows [S, R] (queries)
-    and key_rows [S, P + R] (the prompt's tokens, then the response's); prompt_bias [G, 1, P, P] and
-    bias [S, 1, R, P + R] are 0 where a query may look and -inf elsewhere; scatter [N] says where in the flattened
-    prompt and response rows each packed token is. predictor, target, sequence: [M], for each response token the packed
-    token that predicts it, its id and its response (tokens of one response are consecutive). lengths: [S] tokens of
-    each response.
+    ids, positions: [1, N]. Attention reads blocks: the prompts, then the responses behind their prompts, those of
+    similar length together so that little of a block is padding; scatter [N] says where in the blocks' flattened
+    queries each packed token is. predictor, target, sequence: [M], for each response token the packed token that
+    predicts it, its id and its response (tokens of one response are consecutive). lengths: [S] tokens of each response.
     """
 
     ids: Tensor
     positions: Tensor
-    prompt_rows: Tensor
-    prompt_bias: Tensor
-    response_rows: Tensor
-    key_rows: Tensor
-    bias: Tensor
+    blocks: tuple[Block, ...]
     scatter: Tensor
     predictor: Tensor
     target: Tensor
@@ -164,34 +174,43 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence
     prompt_ids, prompt_real = _table(prompts)
     target_ids, target_real = _table(flat)
     fed_real = target_real[:, 1:]  # [S, R]: every token but the last is fed
-    count = int(prompt_length.sum())
     prompt_rows = _number(prompt_real, 0)
-    response_rows = _number(fed_real, count)
-    place = torch.cat([prompt_real.flatten().nonzero()[:, 0], prompt_real.numel() + fed_real.flatten().nonzero()[:, 0]])
-    p, r = prompt_rows.shape[1], response_rows.shape[1]
-    causal = torch.ones(r, r, dtype=torch.bool).tril()
-    seen = torch.cat([prompt_real[group][:, None].expand(-1, r, -1), causal.expand(len(flat), -1, -1)], dim=2)
+    response_rows = _number(fed_real, int(prompt_length.sum()))
+    parts = (prompt_length[group] + length).argsort(stable=True).chunk(BLOCKS)
+    blocks = [_block(prompt_rows[:, :0], prompt_length * 0, prompt_rows, prompt_length)]
+    blocks += [_block(prompt_rows[group[i]], prompt_length[group[i]], response_rows[i], length[i] - 1) for i in parts]
     first = (prompt_length.cumsum(0) - 1)[group, None]  # the prompt's last token predicts the first of the response
+    position = prompt_length[group, None] + torch.arange(response_rows.shape[1])
     layout = Packed(
         ids=torch.cat([prompt_ids[prompt_real], target_ids[:, :-1][fed_real]])[None],
-        positions=torch.cat(
-            [
-                torch.arange(p).expand_as(prompt_rows)[prompt_real],
-                (prompt_length[group, None] + torch.arange(r))[fed_real],
-            ]
-        )[None],
-        prompt_rows=prompt_rows,
-        prompt_bias=_bias(torch.ones(p, p, dtype=torch.bool).tril()[None, None]),
-        response_rows=response_rows,
-        key_rows=torch.cat([prompt_rows[group], response_rows], dim=1),
-        bias=_bias(seen[:, None]),
-        scatter=place,
+        positions=torch.cat([(prompt_real.cumsum(1) - 1)[prompt_real], position[fed_real]])[None],
+        blocks=tuple(block for block, _ in blocks),
+        scatter=_slots([block.queries for block, _ in blocks], [real for _, real in blocks]),
         predictor=torch.cat([first, response_rows], dim=1)[target_real],
         target=target_ids[target_real],
         sequence=torch.repeat_interleave(torch.arange(len(flat)), length),
         lengths=length,
     )
-    return Packed(**{name: tensor.to(device) for name, tensor in vars(layout).items()})
+    moved = {name: value.to(device) for name, value in vars(layout).items() if name != "blocks"}
+    return Packed(blocks=tuple(block.to(device) for block in layout.blocks), **moved)
+
+
+def _block(behind: Tensor, behind_length: Tensor, rows: Tensor, length: Tensor) -> tuple[Block, Tensor]:
+    """Rows of packed tokens [B, Q] that attend to those before them [B, P] and causally to themselves; and which of
+    the queries are real [B, Q]. Both are cut to the longest row."""
+    p, q = int(behind_length.max()), int(length.max())
+    behind, rows = behind[:, :p], rows[:, :q]
+    before = torch.arange(p) < behind_length[:, None]
+    causal = torch.ones(q, q, dtype=torch.bool).tril()
+    seen = torch.cat([before[:, None].expand(-1, q, -1), causal.expand(len(rows), -1, -1)], dim=2)
+    bias = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
+    return Block(rows, torch.cat([behind, rows], dim=1), bias), torch.arange(q) < length[:, None]
+
+
+def _slots(queries: list[Tensor], real: list[Tensor]) -> Tensor:
+    """Where each packed token stands in the blocks' flattened queries."""
+    token, real = (torch.cat([x.flatten() for x in xs]) for xs in (queries, real))
+    return torch.empty(int(real.sum()), dtype=torch.int64).scatter_(0, token[real], real.nonzero()[:, 0])
 
 
 def _table(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -206,10 +225,6 @@ def _table(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 def _number(real: Tensor, start: int) -> Tensor:
     """Number the real entries row by row from `start`; the others point at token 0 and are never read."""
     return torch.where(real, real.flatten().cumsum(0).view_as(real) - 1 + start, 0)
-
-
-def _bias(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -227,18 +242,17 @@ def packed_attention(module, query, key, value, attention_mask, layout: Packed |
     if layout is None:
         return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     d, heads = query.shape[-1], query.shape[1]
-    q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))  # [N, heads * d]
+    q, kv = (x[0].transpose(0, 1).flatten(1) for x in (query, torch.cat([key, value], dim=1)))  # [N, heads * d]
 
     def rows(index: Tensor, flat: Tensor) -> Tensor:  # -> [rows, heads, width, d]
         return F.embedding(index, flat).unflatten(2, (-1, d)).transpose(1, 2)  # a gather with a fast CPU backward
 
-    def block(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:  # -> [rows * width, heads * d]
-        out = attend(rows(queries, q), rows(keys, k), rows(keys, v), bias, scale)
+    def attended(block: Block) -> Tensor:  # -> [rows * width, heads * d]
+        out = attend(rows(block.queries, q), *rows(block.keys, kv).chunk(2, dim=1), block.bias, scale)
         return out.transpose(1, 2).reshape(-1, heads * d)
 
-    prompt = block(layout.prompt_rows, layout.prompt_rows, layout.prompt_bias)
-    response = block(layout.response_rows, layout.key_rows, layout.bias)
-    return F.embedding(layout.scatter, torch.cat([prompt, response])).view(1, -1, heads, d), None
+    out = torch.cat([attended(block) for block in layout.blocks])
+    return F.embedding(layout.scatter, out).view(1, -1, heads, d), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

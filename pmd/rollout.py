@@ -73,8 +73,11 @@ class KVCache(DynamicCache):
         return self.length
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these sequences."""
-        self.memory = [[memory[rows] for memory in layer] for layer in self.memory]
+        """Keep only these sequences, in ascending order; their tokens move up within the same memory."""
+        for layer in self.memory:
+            for i, memory in enumerate(layer):
+                layer[i] = memory[: len(rows)]
+                layer[i][:, :, : self.length] = memory[rows, :, : self.length]
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

@@ -179,6 +179,25 @@ def paired_interval(
     return interval([x - y for x, y in pairs], generator, level, draws)
 
 
+def problem_interval(
+    scores: ArrayLike, bounds: tuple[float, float], generator: np.random.Generator, level: float = 0.95
+) -> Interval:
+    """`interval` of one policy's scores [problems], cut at `bounds`, where all scores lie; also if all are equal.
+
+    Then no resampling has any width: a policy that solved none of 30 problems would read as surely 0. Scores in
+    [a, b] of mean m take one value c with a chance of at most (m − a)/(c − a) and (b − m)/(b − c), so n equal
+    ones leave every m with (chance)^n ≥ (1 − level)/2, for none of 30 up to 0.116: Clopper and Pearson's bound.
+    For differences the bounds are (−1, 1). Infinite bounds leave an interval without width. ValueError if empty.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    if x.size == 0 or np.ptp(x) > 1e-9 or not np.isfinite(bounds).all():
+        estimate, low, high = interval([x], generator, level)
+        return Interval(estimate, max(low, bounds[0]), min(high, bounds[1]))
+    share, c = ((1 - level) / 2) ** (1 / x.size), x.flat[0]
+    low, high = (share * c + (1 - share) * bound for bound in bounds)
+    return Interval(float(c), float(low), float(high))
+
+
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Mean and Student's t interval of one scalar a seed (seconds, reward, length): what has no prompts.
 

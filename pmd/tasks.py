@@ -24,6 +24,9 @@ from ruamel.yaml import YAML
 from pmd.files import ROOT, read_jsonl, write_jsonl, write_text
 
 COLUMNS = ("id", "prompt", "ground_truth", "source", "split", "difficulty")
+RULES = ("exact", "dapo", "math")
+"""How a row may want its responses judged (`pmd/verifier.py`); a row that does not say is judged by "exact"."""
+
 SYMBOLS = "0123456789+-="
 SOURCE = "pmd/arithmetic"
 
@@ -184,8 +187,8 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[dict]:
     """Read a problem set (any JSONL with at least prompt and ground_truth), at most `limit` rows.
 
     Missing optional columns are filled: id from the row number, source and split from the file's name,
-    difficulty None. ValueError naming file, row and column if the file is empty, a column is missing, a
-    prompt is blank or an id repeats; FileNotFoundError if there is no file.
+    difficulty None, rule "exact". ValueError naming file, row and column if the file is empty, a column is missing,
+    a prompt is blank, a rule unknown or an id repeats; FileNotFoundError if there is no file.
     """
     path = Path(path)
     if not path.is_file():
@@ -209,7 +212,10 @@ def _checked(path: Path) -> Iterator[dict]:
             "source": path.stem,
             "split": path.stem,
             "difficulty": None,
+            "rule": "exact",
         } | row
+        if row["rule"] not in RULES:
+            raise ValueError(f"{path}:{number}: column 'rule' must be one of {', '.join(RULES)}, got {row['rule']!r}")
         if row["id"] in ids:
             raise ValueError(f"{path}:{number}: id {row['id']!r} occurs twice")
         ids.add(row["id"])

@@ -27,6 +27,7 @@ from pmd.files import read_json, read_jsonl, write_json, write_jsonl
 from pmd.objectives import OBJECTIVES, Hyper, Minibatch, group_mean, keep_groups, leave_one_out_mean
 from pmd.params import Train, identity
 from pmd.policy import Packed, load_policy, log_probs, pack, save_policy
+from pmd.prompts import encode
 from pmd.rollout import Engine, Sampling, TorchEngine
 from pmd.seeds import derive, prompt_order
 
@@ -143,7 +144,7 @@ def _step(
     """One step of policy mirror descent; returns its row of the log."""
     chosen = [problems[i] for i in prompt_order(config.seed, step, config.prompts, len(problems))]
     with clock.phase("rollout"):
-        prompts = [tokenizer.encode(problem["prompt"]) for problem in chosen]
+        prompts = [encode(tokenizer, problem["prompt"]) for problem in chosen]
         sampling = Sampling(config.max_tokens, config.temperature)
         responses = engine.sample(prompts, config.group_size, sampling, derive(config.seed, step, "rollout"))
     with clock.phase("reward"):
@@ -153,12 +154,16 @@ def _step(
     kept = keep_groups(rollouts.rewards, config.filter_low, config.filter_high).nonzero()[:, 0].tolist()
     with clock.phase("old"):
         batches = [_pack(rollouts, part, config) for part in _split(kept, config.minibatches) if part]
-        old = [_old_log_probs(model, packed, config) for packed in batches]
+        # the first minibatch is met at θ = θ_t: the forward pass of its update is also its log π_t
+        forward = [log_probs(model, packed, config.temperature) for packed in batches[:1]]
+        old = [(log_p.detach(), entropy.mean().item()) for log_p, entropy in forward]
+        old += [_old_log_probs(model, packed, config) for packed in batches[1:]]
     with clock.phase("update"):
         advantage = [advantages[part].flatten().to(config.device) for part in _split(kept, config.minibatches) if part]
-        updates = [
-            _update(config, step, model, optimizer, b, o[0], a) for b, o, a in zip(batches, old, advantage, strict=True)
-        ]
+        updates = []
+        for packed, (before, _), a in zip(batches, old, advantage, strict=True):
+            new, _ = forward.pop() if forward else log_probs(model, packed, config.temperature)
+            updates.append(_update(config, step, model, optimizer, packed, new - before, a))
     with clock.phase("probe"):
         probed = _split(kept, config.minibatches)[: config.probe]
         measured = _measure(model, batches[: config.probe], old, config)
@@ -174,10 +179,10 @@ def _step(
 
 
 def judge(problems: list[dict], prompts: list[list[int]], responses: list[list[list[int]]], tokenizer) -> Rollouts:
-    """Score every response."""
-    scores = [[score(problem, r, tokenizer) for r in group] for problem, group in zip(problems, responses, strict=True)]
-    rewards = torch.tensor([[s["reward"] for s in group] for group in scores])
-    truncated = sum(s["truncated"] for group in scores for s in group) / rewards.numel()
+    """Score every response, all in one batch."""
+    scores = score(problems, responses, tokenizer)
+    rewards = torch.tensor([s["reward"] for s in scores]).reshape(len(problems), -1)
+    truncated = sum(s["truncated"] for s in scores) / len(scores)
     return Rollouts(prompts, responses, rewards, truncated)
 
 
@@ -196,10 +201,9 @@ def _old_log_probs(model, packed: Packed, config: Train) -> tuple[Tensor, float]
     return log_p, entropy.mean().item()
 
 
-def _update(config: Train, step: int, model, optimizer, packed: Packed, old: Tensor, advantage: Tensor) -> dict:
-    """One optimizer step on one minibatch."""
-    new, _ = log_probs(model, packed, config.temperature)
-    batch = Minibatch(new - old, advantage, packed.sequence, packed.lengths, config.max_tokens)
+def _update(config: Train, step: int, model, optimizer, packed: Packed, log_ratio: Tensor, advantage: Tensor) -> dict:
+    """One optimizer step on one minibatch, whose log-ratio carries the graph."""
+    batch = Minibatch(log_ratio, advantage, packed.sequence, packed.lengths, config.max_tokens)
     loss, clip_fraction = OBJECTIVES[config.method].loss(batch, hyper(config))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

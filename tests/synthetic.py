@@ -136,11 +136,15 @@ def write_responses(path, accuracy, salt, problems=50, k=32):
                         "set": line["set"],
                         "prompt_id": f"{line['set']}-{number:04d}",
                         "sample": sample,
+                        "prompt": "1+1=",
                         "response": "1+1=2",
                         "answer": "2" if right else ("3" if sample % 2 else None),
+                        "correct": right,
                         "reward": float(right),
+                        "killed": False,
                         "tokens": 20 + number % 5,
                         "truncated": False,
+                        "seed": salt,
                     }
                 )
     atomic(Path(path), lambda temporary: pd.DataFrame(rows).to_parquet(temporary, index=False))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pmd import params
-from pmd.evaluate import accuracy, evaluate_all, respond, score, summarise
+from pmd.evaluate import COLUMNS, accuracy, evaluate_all, merge, respond, score, summarise
 from pmd.files import write_json, write_jsonl
 from pmd.policy import save_policy
 from pmd.rollout import Sampling
@@ -33,7 +33,10 @@ class Scripted:
 def test_summary_by_hand(tiny):
     script = [["2|", "1=2|", "3|", "2"], ["4|", "4|", "5|", "=|"]]  # `|` ends a response
     samples = respond(Scripted(tiny[1], script), tiny[1], PROBLEMS, 4, Sampling(8), 0)
-    assert samples["reward"].tolist() == [1, 1, 0, 0, 0, 0, 1, 0]
+    assert list(samples) == COLUMNS
+    assert samples["reward"].tolist() == samples["correct"].tolist() == [1, 1, 0, 0, 0, 0, 1, 0]
+    assert samples["prompt"].tolist() == ["1+1="] * 4 + ["2+3="] * 4
+    assert samples["seed"].tolist() == [0] * 8
     assert samples["answer"].tolist()[:3] == ["2", "2", "3"]
     assert samples["answer"].isna().tolist() == [False, False, False, True, False, False, False, True]
     summary = summarise(samples, PROBLEMS)
@@ -50,8 +53,30 @@ def test_summary_by_hand(tiny):
 
 
 def test_a_response_cut_off_has_no_answer(tiny):
-    row = score(PROBLEMS[0], tiny[1].encode("1=2"), tiny[1])
+    (row,) = score(PROBLEMS[:1], [[tiny[1].encode("1=2")]], tiny[1])
     assert (row["answer"], row["reward"], row["truncated"], row["response"]) == (None, 0.0, True, "1=2")
+
+
+def test_each_row_is_judged_by_its_problems_rule(tiny):
+    """dapo wants `Answer:`, which the tiny tokenizer cannot say: −1 each, yet 0 right, not −2."""
+    problems = [PROBLEMS[0], PROBLEMS[1] | {"rule": "dapo"}]
+    samples = respond(Scripted(tiny[1], [["2|", "3|"], ["5|", "5|"]]), tiny[1], problems, 2, Sampling(8), 0)
+    assert samples["reward"].tolist() == [1, 0, -1, -1]
+    assert summarise(samples, problems)["correct"] == [1, 0]
+
+
+def test_equal_answers_vote_together(monkeypatch):
+    """Under a rule that calls neighbours equal, which is not transitive: the first of those left stands for others."""
+    rounds = []
+
+    def neighbours(rule, pairs):
+        rounds.append((rule, pairs))
+        return [abs(int(gold) - int(answer)) <= 1 for gold, answer in pairs]
+
+    monkeypatch.setattr("pmd.evaluate.equivalent", neighbours)
+    answers = [["2", "3", None, "1", "4", "3"], ["5", "5.0"], ["7", "9", "8"]]
+    assert merge(answers, ["math", "exact", "math"]) == [["2", "2", None, "2", "4", "2"], ["5", "5.0"], ["7", "9", "7"]]
+    assert rounds == [("math", [("2", "3"), ("2", "1"), ("2", "4"), ("7", "9"), ("7", "8")])]
 
 
 @pytest.fixture

@@ -35,3 +35,11 @@ def test_workers(monkeypatch):
     monkeypatch.delenv("PMD_WORKERS")
     assert files.workers(1, "cuda") == 1
     assert files.workers(10**6, "cpu") == 1
+
+
+def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
+    rows = [{"prompt": "a\u2028b\u0085c"}, {"prompt": "d"}]
+    files.write_jsonl(tmp_path / "x.jsonl", rows)
+    assert files.read_jsonl(tmp_path / "x.jsonl") == rows
+    files.write_text(tmp_path / "x.jsonl", "")
+    assert files.read_jsonl(tmp_path / "x.jsonl") == []

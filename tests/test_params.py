@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
 
-from pmd import ablations, params, tuning
-from pmd.files import ROOT
+from pmd import ablations, params, problem_sets, tuning
+from pmd.files import ROOT, write_jsonl
 
 COMMITTED = params.load()
 
@@ -19,6 +20,11 @@ def run(**changes):
 def test_the_committed_parameters_are_valid():
     params.base(COMMITTED["base"])
     params.evaluate(COMMITTED["evaluate"])
+    for namespace in ("sets", "hub_sets"):
+        for name, entry in COMMITTED[namespace].items():
+            assert problem_sets.problem_set(name, entry).hub is None or namespace == "hub_sets"
+    for name in COMMITTED["benchmark"]:
+        assert params.benchmark(COMMITTED["benchmark"], name).name == name
     for method in COMMITTED["compare"]:
         for seed in params.seeds(COMMITTED["train"]):
             assert params.train(COMMITTED["train"], COMMITTED["methods"], method, seed).method == method
@@ -67,6 +73,33 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
         params.train(COMMITTED["train"], {}, "rloo", 0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "abacus"}, r"benchmark\.x\.engine: got 'abacus', must be one of torch"),
+        ({"k": 0}, r"benchmark\.x\.k: got 0, must be at least 1"),
+        ({"limit": 0}, r"benchmark\.x\.limit: got 0, must be at least 1 or null"),
+        ({"against": None}, r"benchmark\.x\.against: got None, must be a string"),
+        ({"dtype": "int8"}, r"benchmark\.x\.dtype"),
+        ({"modle": "m"}, r"benchmark\.x\.modle: got 'm', must be left out"),
+    ],
+)
+def test_a_bad_benchmark_is_refused_by_name(changes, message):
+    entry = COMMITTED["benchmark"]["embedded"]
+    with pytest.raises(ValueError, match=message):
+        params.benchmark({"x": entry | changes}, "x")
+
+
+def test_a_benchmark_that_names_no_entry_or_no_file_is_refused():
+    entries = COMMITTED["benchmark"]
+    with pytest.raises(ValueError, match=r"benchmark: got 'aime', must be one of its entries: embedded"):
+        params.benchmark(entries, "aime")
+    with pytest.raises(ValueError, match=r"benchmark: got 'aime', must be one of its entries: there is none"):
+        params.benchmark({}, "aime")
+    with pytest.raises(ValueError, match=r"name: got '\.\./x', must be letters"):
+        params.benchmark({"../x": entries["embedded"]}, "../x")
+
+
 @pytest.mark.parametrize("seeds", [[], [1, 1], ["a"], None, [-1]])
 def test_bad_seeds_are_refused(seeds):
     with pytest.raises(ValueError, match=r"train\.seeds"):
@@ -99,6 +132,17 @@ def test_an_unknown_preset_or_a_preset_with_an_unknown_key_is_refused(root):
     assert (root / "params.yaml").read_text() == committed
 
 
+def test_a_preset_may_add_sets_and_benchmarks_and_nothing_else(root):
+    (root / "presets" / "mine.yaml").write_text("sets: {aime: {path: a.jsonl, format: aime}}\nbenchmark: {b: {k: 1}}\n")
+    params.apply_preset("mine", root)
+    values = params.load(root / "params.yaml")
+    assert values["sets"] == {"aime": {"path": "a.jsonl", "format": "aime"}}
+    assert list(values["benchmark"]) == ["embedded", "b"]
+    (root / "presets" / "bad.yaml").write_text("benchmark: {embedded: {modle: x}}\n")
+    with pytest.raises(ValueError, match=r"bad\.benchmark\.embedded\.modle: got 'x', must be one of the keys"):
+        params.apply_preset("bad", root)
+
+
 @pytest.mark.parametrize("preset", [path.stem for path in (ROOT / "presets").glob("*.yaml")])
 def test_every_preset_is_valid(root, preset):
     params.apply_preset(preset, root)
@@ -106,6 +150,10 @@ def test_every_preset_is_valid(root, preset):
     params.base(values["base"])
     params.evaluate(values["evaluate"])
     assert ablations.jobs(values["ablate"], values["train"], values["methods"])
+    for name in values["benchmark"]:  # a preset that trains its own policies must not evaluate another's
+        config = params.benchmark(values["benchmark"], name)
+        for model in (config.model, config.against):
+            assert not model.startswith("runs/") or model.startswith(f"runs/{values['preset']}/")
     for method in values["compare"]:
         params.train(values["train"], values["methods"], method, 1)
 
@@ -125,10 +173,34 @@ def test_ablations_keep_the_budget():
         ablations.jobs({"seeds": [1], "depth": {}}, train, COMMITTED["methods"])
 
 
-def test_tuning_gives_every_method_the_same_budget_and_no_reported_seed():
+def test_tuning_gives_every_method_the_same_learning_rates_and_no_reported_seed():
     made = tuning.jobs(COMMITTED["tune"], COMMITTED["train"], COMMITTED["methods"])
-    grid = {(j.config.lr, j.config.seed) for j in made}
+    assert len({j.name for j in made}) == len(made)
+    grid = {(lr, seed) for lr in COMMITTED["tune"]["lr"] for seed in COMMITTED["tune"]["seeds"]}
     for method in COMMITTED["methods"]:
-        assert {(j.config.lr, j.config.seed) for j in made if j.config.method == method} == grid
+        taus = {COMMITTED["train"]["tau"], *COMMITTED["tune"]["tau"].get(method, [])}
+        for tau in taus:
+            found = {(j.config.lr, j.config.seed) for j in made if (j.config.method, j.config.tau) == (method, tau)}
+            assert found == grid
     with pytest.raises(ValueError, match=r"\[1\] are in both"):
         tuning.jobs(COMMITTED["tune"] | {"seeds": [1]}, COMMITTED["train"], COMMITTED["methods"])
+    with pytest.raises(ValueError, match=r"tune\.tau: got \['ppo'\]"):
+        tuning.jobs(COMMITTED["tune"] | {"tau": {"ppo": [1.0]}}, COMMITTED["train"], COMMITTED["methods"])
+
+
+def test_the_tuning_table_chooses_the_best_mean_and_of_equals_the_smaller(tmp_path):
+    tune = {"lr": [1.0e-5, 2.0e-5], "tau": {"pmd-mean": [2.0]}, "seeds": [101, 102]}
+    train = COMMITTED["train"] | {"tau": 0.5, "steps": 4}
+    made = tuning.jobs(tune, train, {"pmd-mean": {"lr": 1.0}, "grpo": {"lr": 1.0}})
+    assert len(made) == 12
+    for job in made:
+        late = 3 if (job.config.method, job.config.tau, job.config.lr) == ("pmd-mean", 2.0, 1.0e-5) else 2
+        rows = [{"set": "val", "step": step, "correct": [4 if step == 2 else late], "k": 4} for step in (2, 4)]
+        write_jsonl(tmp_path / job.name / "eval.jsonl", rows)  # the first half must not count
+    table = tuning.table(made, tmp_path)
+    chosen = table[table["chosen"]].set_index("method")
+    assert len(table) == 6
+    assert len(chosen) == 2
+    assert chosen.loc["pmd-mean", ["tau", "lr", "mean", "seed 102"]].tolist() == [2.0, 1.0e-5, 0.75, 0.75]
+    assert chosen.loc["grpo", "lr"] == 1.0e-5
+    assert math.isnan(chosen.loc["grpo", "tau"])

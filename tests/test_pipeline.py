@@ -13,9 +13,13 @@ from ruamel.yaml import YAML
 from pmd import params
 from pmd.files import ROOT
 
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {
+    name: stage.get("do", stage)  # of a foreach stage the template
+    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 NOTEBOOKS = {"theory": "0-theory", "base": "1-base", "train": "2-train", "evaluate": "3-evaluate",
-             "ablations": "4-ablations", "figures": "5-figures", "tables": "6-tables"}  # fmt: skip
+             "ablations": "4-ablations", "figures": "5-figures", "tables": "6-tables",
+             "benchmark": "8-benchmark"}  # fmt: skip
 PLUMBING = {"files", "params", "notebook", "style"}
 """Read by nearly all, without a say in their numbers: a change there should not retrain anything."""
 
@@ -34,7 +38,11 @@ def imported(source: str) -> set[str]:
 def closure(name: str) -> set[str]:
     """All modules of pmd that a notebook ends up reading, not looking for them behind the plumbing."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
-    todo = imported("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    return behind(imported("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
+
+
+def behind(todo: set[str]) -> set[str]:
+    """These modules of pmd and all that they import."""
     seen: set[str] = set()
     while todo:
         module = todo.pop()
@@ -52,6 +60,19 @@ def test_a_stage_depends_on_the_code_it_reads_and_no_other(stage, name):
     assert code - PLUMBING == closure(name)
 
 
+@pytest.mark.parametrize("stage", ["sets", "hub-sets"])
+def test_the_loaders_depend_on_their_code(stage):
+    code = {Path(dep).stem for dep in STAGES[stage]["deps"] if dep.startswith("pmd/")}
+    assert code == behind({"problem_sets"})
+
+
+def test_the_paper_does_not_depend_on_benchmarks_and_foreign_sets():
+    later = {"benchmark", "examples", "problem_sets"}
+    code = {name: {Path(dep).stem for dep in stage["deps"]} for name, stage in STAGES.items()}
+    assert {name for name in code if code[name] & later} == {"benchmark", "sets", "hub-sets"}
+    assert STAGES["benchmark"]["params"] == ["benchmark.${key}"]
+
+
 def test_no_stage_depends_on_an_executed_notebook_and_none_writes_into_data():
     for stage in STAGES.values():
         outs = [
@@ -66,7 +87,8 @@ def test_train_reruns_only_for_its_own_method():
     assert STAGES["train"]["matrix"] == {"method": "${compare}"}
 
 
-def test_the_committed_learning_rates_are_what_tuning_chose():
-    chosen = pd.read_csv(ROOT / "results" / "tuning" / "tuning.csv").query("chosen").set_index("method")["lr"]
-    methods = params.load()["methods"]
-    assert {name: values["lr"] for name, values in methods.items()} == chosen.to_dict()
+def test_the_committed_learning_rates_and_tau_are_what_tuning_chose():
+    chosen = pd.read_csv(ROOT / "results" / "tuning" / "tuning.csv").query("chosen").set_index("method")
+    values = params.load()
+    assert {name: own["lr"] for name, own in values["methods"].items()} == chosen["lr"].to_dict()
+    assert set(chosen["tau"].dropna()) == {values["train"]["tau"]}

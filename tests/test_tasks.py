@@ -123,9 +123,9 @@ def test_a_repeated_id_is_refused(tmp_path):
 
 def test_a_foreign_set_with_two_columns_is_completed(tmp_path):
     (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": "1+1=", "ground_truth": "2"}) + "\n")
-    assert tasks.read_problems(tmp_path / "mine.jsonl") == [
-        {"id": "mine-0", "source": "mine", "split": "mine", "difficulty": None, "prompt": "1+1=", "ground_truth": "2"}
-    ]
+    [row] = tasks.read_problems(tmp_path / "mine.jsonl")
+    filled = {"id": "mine-0", "source": "mine", "split": "mine", "difficulty": None, "rule": "exact"}
+    assert row == filled | {"prompt": "1+1=", "ground_truth": "2"}
 
 
 def test_a_missing_set_says_how_to_make_it(tmp_path):

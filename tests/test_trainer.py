@@ -19,6 +19,7 @@ from pmd import checkpoint, params, trainer
 from pmd.files import ROOT, read_json, read_jsonl
 from pmd.policy import load_policy
 from pmd.trainer import train
+from pmd.verifier import Verdict
 
 COMMITTED = params.load()
 SMALL = {"steps": 6, "prompts": 8, "group_size": 4, "minibatches": 4, "probe": 2, "max_tokens": 8, "eval_every": 2,
@@ -129,8 +130,8 @@ def test_a_finished_run_is_not_run_again(tiny_dir, tmp_path):
 
 def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tmp_path):
     run(tiny_dir, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.05, not 0\.5"):
-        run(tiny_dir, tmp_path / "a", tau=0.5)
+    with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.5, not 0\.25"):
+        run(tiny_dir, tmp_path / "a", tau=0.25)
 
 
 def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
@@ -178,7 +179,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path, monkeypatch)
 @pytest.mark.parametrize("method", COMMITTED["compare"])
 def test_every_method_learns_a_reward_it_can_reach(tiny_dir, tmp_path, method, monkeypatch):
     """Reward 1 for a response that begins with `7`: from 1 in 16 to most within 25 steps."""
-    monkeypatch.setattr("pmd.evaluate.reward", lambda text, truth, ended: float(text.startswith("7")))
+
+    def seven(rules, responses, golds, ended):
+        return [Verdict(text, text[:1] == "7", float(text[:1] == "7"), False) for text in responses]
+
+    monkeypatch.setattr("pmd.evaluate.verify", seven)
     clip = {"clip_low": 0.2, "clip_high": 0.28}
     run(tiny_dir, tmp_path / "a", method=method, steps=25, lr=3e-3, eval_every=25, group_size=8, tau=0.2, **clip)
     rewards = [row["reward"] for row in read_jsonl(tmp_path / "a" / "log.jsonl")]
@@ -198,10 +203,10 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     rollouts = trainer.Rollouts([[3, 15]], [[[4, 1], [5, 6, 1]]], torch.zeros(1, 2), 0.0)
     packed = trainer._pack(rollouts, [0], config())
     old, _ = trainer._old_log_probs(model, packed, config())
-    again, _ = trainer.log_probs(model, packed, 1.0)
+    again, _ = trainer.log_probs(model, packed, 1.0)  # with its graph: the first minibatch's forward pass serves as both
     assert torch.equal(old, again.detach())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    trainer._update(config(), 2, model, optimizer, packed, old, torch.tensor([1.0, -1.0]))
+    trainer._update(config(), 2, model, optimizer, packed, again - old, torch.tensor([1.0, -1.0]))
     assert not torch.equal(old, trainer.log_probs(model, packed, 1.0)[0].detach())
 
 

@@ -1,0 +1,293 @@
+"""Samples survive a kill, metrics follow from them by hand, bad input is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pmd import benchmark, examples, params
+from pmd.files import ROOT, read_json, write_jsonl
+from pmd.policy import save_policy
+
+REAL = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data")
+PROBLEMS = [{"id": f"p{i}", "prompt": f"{i}+1=", "ground_truth": str(i + 1), "rule": "exact"} for i in range(10)]
+
+
+def config(**changes):
+    entry = params.load()["benchmark"]["embedded"] | {"k": 4, "max_tokens": 6, "limit": None}
+    return params.benchmark({"tried": entry | changes}, "tried")
+
+
+def saved(responses: dict[str, list[str]], truncated: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Sample rows as another program's: {prompt_id: responses}; a response in `truncated` did not end."""
+    rows = [
+        {"prompt_id": name, "sample": i, "prompt": "", "response": text, "truncated": text in truncated}
+        for name, texts in responses.items()
+        for i, text in enumerate(texts)
+    ]
+    return pd.DataFrame(rows).assign(tokens=2, seed=0)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(benchmark, "BLOCK", 8)  # two problems
+
+
+def test_metrics_by_hand():
+    problems = [{"id": "a", "ground_truth": "\\frac{1}{2}", "rule": "math"}, {"id": "b", "ground_truth": "3"}]
+    wide = ["\\boxed{2}", "\\boxed{2}", "\\boxed{0.5}", "\\boxed{\\frac12}", "\\boxed{1/2}"]
+    samples = saved({"b": ["1=3", "3", "4", "4", "cut=3"], "a": wide}, truncated=("cut=3",))
+    samples = benchmark.rescore(samples, problems)
+    assert samples["prompt_id"].tolist() == ["a"] * 5 + ["b"] * 5
+    scores = benchmark.per_problem(samples, problems)
+    assert list(scores) == ["avg@5", "pass@2", "pass@4", "pass@5", "resampled best@5", "maj@5", "truncated", "length"]
+    assert scores.index.tolist() == ["a", "b"]
+    assert scores["avg@5"].tolist() == [3 / 5, 2 / 5]
+    assert scores["pass@2"].tolist() == pytest.approx([1 - 1 / 10, 1 - 3 / 10])
+    assert scores["resampled best@5"].tolist() == pytest.approx([1 - (2 / 5) ** 5, 1 - (3 / 5) ** 5])
+    # a: as strings "2" has most votes, as numbers 1/2 has; b: two 3, two 4, the 3 was first
+    assert scores["maj@5"].tolist() == [1.0, 1.0]
+    assert scores["truncated"].tolist() == [0.0, 0.2]
+
+
+def test_intervals_are_clustered_by_problem_and_differences_are_paired():
+    ids = [f"q{i}" for i in range(40)]
+    hard, gain = np.linspace(0, 0.8, 40), np.tile([0.05, 0.15], 20)
+    a, b = pd.DataFrame({"avg@8": hard + gain}, ids), pd.DataFrame({"avg@8": hard}, ids)
+    shuffled = b.sample(frac=1, random_state=0)
+    difference = benchmark.compare(a, shuffled)["metrics"]["avg@8"]
+    assert difference["estimate"] == pytest.approx(0.1)
+    assert difference["high"] - difference["low"] == pytest.approx(2 * 2.02 * gain.std(ddof=1) / np.sqrt(40), rel=0.1)
+    lone = benchmark._intervals(a, 0.0)["avg@8"]
+    spread = (hard + gain).std(ddof=1) / np.sqrt(40)
+    assert lone["high"] - lone["low"] == pytest.approx(2 * 2.02 * spread, rel=0.1)
+    with pytest.raises(ValueError, match=r"no paired comparison: 0 common problems"):
+        benchmark.compare(a, b.rename(index=lambda name: name + "x"))
+    with pytest.raises(ValueError, match=r"metrics avg@8 and avg@4"):
+        benchmark.compare(a, b.rename(columns={"avg@8": "avg@4"}))
+
+
+def test_none_solved_is_not_surely_none():
+    """30 problems, none solved: Clopper and Pearson's bound 0.116; the same for a difference, either way."""
+    zeros = pd.DataFrame({"avg@2": np.zeros(30), "length": np.full(30, 7.0)}, [f"q{i}" for i in range(30)])
+    found = benchmark._intervals(zeros, 0.0)
+    assert found["avg@2"] == {"estimate": 0.0, "low": 0.0, "high": pytest.approx(0.1157, abs=1e-4)}
+    assert found["length"] == {"estimate": 7.0, "low": 7.0, "high": 7.0}
+    one = zeros.assign(**{"avg@2": np.eye(30)[0]})  # of a resampled mean the interval would reach below 0
+    assert benchmark._intervals(one, 0.0)["avg@2"]["low"] == 0.0
+    paired = benchmark.compare(zeros, zeros)["metrics"]["avg@2"]
+    assert (paired["low"], paired["high"]) == pytest.approx((-0.1157, 0.1157), abs=1e-4)
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The ids of each block that is really sampled."""
+    asked = []
+    original = benchmark.respond
+
+    def respond(engine, tokenizer, problems, *rest):
+        asked.append([problem["id"] for problem in problems])
+        return original(engine, tokenizer, problems, *rest)
+
+    monkeypatch.setattr(benchmark, "respond", respond)
+    return asked
+
+
+KILLED = """
+import json, sys, time
+from pathlib import Path
+from pmd import benchmark
+from pmd.params import Benchmark
+spec = json.load(open(sys.argv[1]))
+benchmark.BLOCK = 8
+original = benchmark.respond
+def slow(*arguments):
+    time.sleep(0.3)
+    return original(*arguments)
+benchmark.respond = slow
+benchmark.sample(Benchmark(**spec["config"]), Path(spec["model"]), spec["problems"], Path(spec["work"]))
+"""
+
+
+def test_a_killed_benchmark_goes_on_with_the_same_bits(tiny_dir, tmp_path, small_blocks, counted):
+    whole, _ = benchmark.sample(config(), tiny_dir, PROBLEMS, tmp_path / "whole")
+    assert counted == [[f"p{i}", f"p{i + 1}"] for i in range(0, 10, 2)]
+    counted.clear()
+    work = tmp_path / "killed"
+    spec = {"config": asdict(config()), "model": str(tiny_dir), "problems": PROBLEMS, "work": str(work)}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "spec.json")]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(work.glob("[!.]*.parquet"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(work.glob("[!.]*.parquet")))
+    assert 2 <= done < 5, "it was over before it was killed"
+    again, _ = benchmark.sample(config(), tiny_dir, PROBLEMS, work)
+    assert len(counted) == 5 - done
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def test_what_is_sampled_again_and_what_is_not(tiny, tiny_dir, tmp_path, small_blocks, counted):
+    first, _ = benchmark.sample(config(), tiny_dir, PROBLEMS[:4], tmp_path)
+    counted.clear()
+    more, _ = benchmark.sample(config(), tiny_dir, PROBLEMS, tmp_path)
+    assert counted == [["p4", "p5"], ["p6", "p7"], ["p8", "p9"]]
+    pd.testing.assert_frame_equal(more.head(len(first)), first)
+    counted.clear()
+    gold = [PROBLEMS[0] | {"ground_truth": "77"}, *PROBLEMS[1:]]
+    benchmark.sample(config(), tiny_dir, gold, tmp_path)  # another gold: other verdicts, the same text
+    assert counted == []
+    benchmark.sample(config(temperature=0.9), tiny_dir, PROBLEMS[:2], tmp_path)
+    benchmark.sample(config(seed=1), tiny_dir, PROBLEMS[:2], tmp_path)
+    benchmark.sample(config(), tiny_dir, [PROBLEMS[0] | {"prompt": "9-1="}, PROBLEMS[1]], tmp_path)
+    other = tmp_path / "other"
+    tiny[0].model.norm.weight.data[0] += 1
+    save_policy(*tiny, other)
+    tiny[0].model.norm.weight.data[0] -= 1
+    benchmark.sample(config(), other, PROBLEMS[:2], tmp_path)
+    assert len(counted) == 4
+
+
+def test_verdicts_are_made_anew_from_the_text(tiny_dir, tmp_path):
+    samples, _ = benchmark.sample(config(), tiny_dir, PROBLEMS, tmp_path)
+    spoiled = samples.assign(correct=~samples["correct"], reward=9.0, answer="?")
+    pd.testing.assert_frame_equal(benchmark.rescore(spoiled.sample(frac=1, random_state=0), PROBLEMS), samples)
+
+
+def test_one_entry_end_to_end(tiny, tmp_path, monkeypatch):
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        tiny[0].model.norm.weight.data[0] += shift
+        save_policy(*tiny, tmp_path / name)
+        tiny[0].model.norm.weight.data[0] -= shift
+    write_jsonl(tmp_path / "set.jsonl", [*PROBLEMS, PROBLEMS[0] | {"id": "long", "prompt": "1+" * 40 + "1="}])
+    entry = config(
+        model=str(tmp_path / "a"),
+        against=str(tmp_path / "b"),
+        problems=str(tmp_path / "set.jsonl"),
+        max_prompt_tokens=20,
+        limit=11,
+    )
+    metrics = benchmark.run(entry, tmp_path / "runs", tmp_path / "results", tmp_path / "work")
+    assert metrics == read_json(tmp_path / "results" / "metrics.json")
+    assert (metrics["model"]["problems"], metrics["model"]["too_long"], metrics["model"]["responses"]) == (10, 1, 40)
+    samples = {role: pd.read_parquet(tmp_path / "runs" / f"{role}.parquet") for role in ("model", "against")}
+    averages = {role: frame["correct"].mean() for role, frame in samples.items()}
+    for role in samples:
+        assert metrics[role]["metrics"]["avg@4"]["estimate"] == pytest.approx(averages[role])
+    difference = metrics["difference"]["metrics"]["avg@4"]
+    assert difference["estimate"] == pytest.approx(averages["model"] - averages["against"])
+    assert "## A failed one" in (tmp_path / "results" / "examples.md").read_text()
+    alone = benchmark.run(replace(entry, against=entry.model), tmp_path / "runs", tmp_path / "alone", tmp_path / "work")
+    assert set(alone) == {"problems", "model"}
+    assert alone["model"] == metrics["model"]
+
+
+def test_a_missing_model_is_one_line_before_any_work(tiny_dir, tmp_path):
+    write_jsonl(tmp_path / "set.jsonl", PROBLEMS)
+    entry = config(model=str(tiny_dir), against="runs/nowhere", problems=str(tmp_path / "set.jsonl"))
+    with pytest.raises(ValueError, match=r"^benchmark\.tried\.against: runs/nowhere is not a model folder"):
+        benchmark.run(entry, tmp_path / "runs", tmp_path / "results", tmp_path / "work")
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(FileNotFoundError, match="no such problem set"):
+        benchmark.run(replace(entry, problems="none.jsonl"), tmp_path / "runs", tmp_path / "results", tmp_path / "work")
+
+
+# --- responses sampled elsewhere -----------------------------------------------------------------------------------
+
+
+def score(tmp_path, rows, problems=PROBLEMS[:2]):
+    write_jsonl(tmp_path / "set.jsonl", problems)
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark.main(["score", *(str(tmp_path / name) for name in ("responses.jsonl", "set.jsonl", "out"))])
+
+
+def test_responses_sampled_elsewhere(tmp_path, capsys):
+    rows = [
+        {"prompt_id": "p1", "response": "2"},
+        {"prompt_id": "p0", "response": "0=1"},
+        {"prompt_id": "p1", "response": "2", "truncated": True},
+        {"prompt_id": "p0", "response": "\ud800 surrogate"},
+    ]
+    score(tmp_path, rows)
+    samples = pd.read_parquet(tmp_path / "out" / "samples.parquet")
+    assert samples["prompt_id"].tolist() == ["p0", "p0", "p1", "p1"]
+    assert samples["correct"].tolist() == [True, False, True, False]
+    metrics = read_json(tmp_path / "out" / "metrics.json")["metrics"]
+    assert metrics["avg@2"]["estimate"] == 0.5
+    assert metrics["truncated"]["estimate"] == 0.25
+    assert "length" not in metrics  # how many tokens nobody said
+    assert "avg@2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "p0", "response": "1"}, r"responses\.jsonl:2: column 'prompt_id' must be a str, got None$"),
+        ({"prompt_id": "p0", "text": "1"}, r":2: column 'response' must be a str, got None$"),
+        ({"prompt_id": "p0", "response": "1", "truncated": "no"}, r":2: column 'truncated' must be a bool, got 'no'$"),
+        ({"prompt_id": "p7", "response": "1"}, r"responses\.jsonl: prompt_id 'p7': not an id of the problem set"),
+        ({"prompt_id": "p0", "response": "1"}, r"responses\.jsonl: prompt_id 'p1': has 0 responses, must have 2$"),
+    ],
+)
+def test_a_bad_file_of_responses_is_one_line(tmp_path, row, message):
+    with pytest.raises(SystemExit, match=message) as caught:
+        score(tmp_path, [{"prompt_id": "p0", "response": "1"}, row])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not (REAL / "grader").is_dir(), reason=f"no labelled outputs in {REAL} (PMD_REAL_DATA)")
+def test_the_real_labelled_outputs(tmp_path):
+    """500 real answers to MATH-500: the scored file agrees with the labels, reviewed where they were."""
+    lines = [json.loads(line) for line in (REAL / "grader" / "math500_outputs.jsonl").open(encoding="utf-8")]
+    asked = [json.loads(line) for line in (REAL / "math500" / "test.jsonl").open(encoding="utf-8")]
+    problems = [
+        {"id": row["unique_id"], "prompt": row["problem"], "ground_truth": row["answer"], "rule": "math"}
+        for row in asked
+    ]
+    assert [row["ground_truth"] for row in problems] == [line["gold"] for line in lines]
+    rows = [{"prompt_id": p["id"], "response": line["response"]} for p, line in zip(problems, lines, strict=True)]
+    score(tmp_path, rows, problems)
+    samples = pd.read_parquet(tmp_path / "out" / "samples.parquet")
+    labels = [line.get("label_checked", "equal" if line["label"] else "not_equal") == "equal" for line in lines]
+    assert (samples["correct"].to_numpy() == labels).mean() >= 0.97
+    share = read_json(tmp_path / "out" / "metrics.json")["metrics"]["avg@1"]
+    assert share["low"] < np.mean(labels) < share["high"]
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_one_of_each_and_no_text_escapes_its_block():
+    hostile = "````\n# not a heading <script>\x1b[31m\n1"
+    samples = benchmark.rescore(saved({"p0": ["1", hostile], "p1": ["long", "2"]}, ("long",)), PROBLEMS[:2])
+    text = examples.page(samples, PROBLEMS[:2], "A title")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## A solved one: 2 of 4 responses",
+        "## A failed one: 1 of 4 responses",
+        "## A truncated one: 1 of 4 responses",
+    ]
+    assert examples.fenced(hostile).startswith("`````text\n````\n")
+    assert "\x1b" not in text
+    assert "Problem `p1`, response 0, 2 tokens" in text
+    long = examples.fenced("a" * 5000 + "z")
+    assert "2,001 characters left out" in long
+    assert long.endswith("z\n```")
+    none = examples.page(samples[samples["correct"]], PROBLEMS[:2], "t")
+    assert "## A failed one: 0 of 2 responses\n\n## A truncated" in none

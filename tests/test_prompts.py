@@ -1,0 +1,68 @@
+"""Templates wrap and unwrap exactly; prompts are encoded with the tokenizer's chat template when it has one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmd import prompts
+
+CHAT = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
+
+
+@given(st.sampled_from(sorted(prompts.TEMPLATES)), st.text())
+def test_unwrapping_is_the_inverse_of_rendering(name, question):
+    prompt = prompts.render(name, question)
+    assert prompts.unwrap(name, prompt) == question
+    assert question in prompt
+    if name != "plain":
+        assert prompts.question(prompt) == question
+
+
+def test_what_each_template_asks_for():
+    assert prompts.render("plain", "47+38-13=") == "47+38-13="
+    assert prompts.render("boxed", "{x}?").startswith("{x}?\n\n")
+    assert r"\boxed{}" in prompts.render("boxed", "{x}?")
+    assert "The last line of your response should be of the form Answer: $Answer " in prompts.render("dapo", "x")
+
+
+def test_a_prompt_in_no_template_is_its_own_question():
+    assert prompts.unwrap("dapo", "What is 1+1?") is None
+    assert prompts.question("What is 1+1?") == "What is 1+1?"
+    before, after = prompts.TEMPLATES["dapo"]
+    assert prompts.unwrap("dapo", before + "What is 1+1?") is None
+    assert prompts.unwrap("dapo", "What is 1+1?" + after) is None
+    assert prompts.unwrap("dapo", before.rstrip() + after) is None  # both ends match, sharing the blank line
+
+
+def test_an_unknown_template_is_refused():
+    with pytest.raises(ValueError, match="template: got 'cot', must be one of plain, dapo, boxed"):
+        prompts.render("cot", "x")
+
+
+def test_a_tokenizer_without_a_chat_template_encodes_the_prompt_alone(tiny):
+    tokenizer = tiny[1]
+    assert prompts.encode(tokenizer, "1+2=") == tokenizer.encode("1+2=")
+    assert tokenizer.convert_ids_to_tokens(prompts.encode(tokenizer, "1+2=")) == ["1", "+", "2", "="]
+
+
+def test_a_chat_template_opens_the_answer(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template = CHAT
+    ids = prompts.encode(tokenizer, "1+2")
+    assert isinstance(ids, list)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<unk>", "1", "+", "2", "<unk>", "="]  # the tokenizer has no <, >
+
+
+def test_over_long_prompts_are_dropped_and_counted(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    problems = [{"prompt": "1+2+3="}, {"prompt": "1+2="}, {"prompt": "4+5="}, {"prompt": "12+34="}]
+    assert prompts.fit(tokenizer, problems, 4) == (problems[1:3], 2)
+    assert prompts.fit(tokenizer, problems, 6) == (problems, 0)
+    with pytest.raises(ValueError, match="no prompt fits in 3 tokens: the shortest of 4 has 4"):
+        prompts.fit(tokenizer, problems, 3)
+    tokenizer.chat_template = CHAT  # three tokens more, which count
+    assert prompts.fit(tokenizer, problems, 7) == (problems[1:3], 2)
