@@ -203,7 +203,7 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     rollouts = trainer.Rollouts([[3, 15]], [[[4, 1], [5, 6, 1]]], torch.zeros(1, 2), 0.0)
     packed = trainer._pack(rollouts, [0], config())
     old, _ = trainer._old_log_probs(model, packed, config())
-    again, _ = trainer.log_probs(model, packed, 1.0)  # with its graph: the first minibatch's forward pass serves as both
+    again, _ = trainer.log_probs(model, packed, 1.0)  # with its graph: one pass serves as both in the first minibatch
     assert torch.equal(old, again.detach())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     trainer._update(config(), 2, model, optimizer, packed, again - old, torch.tensor([1.0, -1.0]))
