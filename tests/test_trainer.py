@@ -69,6 +69,15 @@ def test_the_log_holds_what_it_promises(tiny_dir, tmp_path):
     assert timing[-1]["wall_s"] == pytest.approx(sum(row[key] for row in timing for key in phases))
 
 
+def test_a_set_with_another_rule_has_that_rules_rewards_and_counts_correct_answers(tiny_dir, tmp_path):
+    problems = [problem | {"rule": "dapo"} for problem in PROBLEMS]  # an arithmetic policy writes no "Answer:"
+    train(config(steps=1, eval_every=1), tiny_dir, problems, {"val": problems[:4]}, tmp_path / "a", progress=False)
+    [row] = read_jsonl(tmp_path / "a" / "log.jsonl")
+    assert row["reward"] == -1.0
+    assert row["successes"] == [0] * 8
+    assert [e["correct"] for e in read_jsonl(tmp_path / "a" / "eval.jsonl")] == [[0] * 4] * 2
+
+
 KILLED = """
 import json, sys
 from pmd.params import Train
