@@ -59,6 +59,7 @@ class Minibatch:
 
     log_ratio: [M], log π_θ − log π_t of each response token, differentiable in θ. advantage: [S].
     sequence: [M] int64, the response of each token. lengths: [S] int64. max_tokens: the longest response allowed.
+    whole: (responses, tokens) of the minibatch of which this is one microbatch; None if it is all of it.
     """
 
     log_ratio: Tensor
@@ -66,10 +67,19 @@ class Minibatch:
     sequence: Tensor
     lengths: Tensor
     max_tokens: int
+    whole: tuple[int, int] | None = None
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of a per-token quantity [M] over each response: [S]."""
         return x.new_zeros(len(self.lengths)).index_add(0, self.sequence, x)
+
+    def response_mean(self, x: Tensor) -> Tensor:
+        """What a quantity [S] adds to its mean over the whole minibatch's responses; over microbatches these add up."""
+        return x.sum() / (self.whole[0] if self.whole else len(self.lengths))
+
+    def token_mean(self, x: Tensor) -> Tensor:
+        """The same of a quantity [M] and the whole minibatch's tokens."""
+        return x.sum() / (self.whole[1] if self.whole else len(self.sequence))
 
     @property
     def s(self) -> Tensor:
@@ -91,8 +101,11 @@ class Hyper:
     normalise: str = "length"
 
 
-Loss = Callable[[Minibatch, Hyper], tuple[Tensor, float | None]]
-"""(minibatch, hyper) -> (scalar loss, share of terms whose gradient the clip removed or None)."""
+Loss = Callable[[Minibatch, Hyper], tuple[Tensor, Tensor | None]]
+"""(minibatch, hyper) -> (scalar loss, which terms' gradient the clip removed: bool [S] or [M], or None).
+
+The losses of a minibatch's microbatches add up to its own, hence so do their gradients.
+"""
 
 
 def scale(batch: Minibatch, hyper: Hyper) -> Tensor:
@@ -107,50 +120,48 @@ def regression(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
     At θ = θ_t, s = 0 and the gradient is the policy gradient −mean_i A_i ∇log π_i / L_i.
     """
     residual = batch.advantage / hyper.tau - batch.s
-    return (hyper.tau / 2 * residual**2 * scale(batch, hyper)).mean(), None
+    return batch.response_mean(hyper.tau / 2 * residual**2 * scale(batch, hyper)), None
 
 
 def reinforce(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
     """−mean_i A_i s_i / L_i: REINFORCE with the leave-one-out baseline (RLOO), no ratio, no clip."""
-    return -(batch.advantage * batch.s * scale(batch, hyper)).mean(), None
+    return -batch.response_mean(batch.advantage * batch.s * scale(batch, hyper)), None
 
 
-def clipped(ratio: Tensor, advantage: Tensor, hyper: Hyper) -> tuple[Tensor, float]:
-    """PPO's pessimistic term min(ρ A, clip(ρ) A) and the share of terms where the clip is what counts."""
+def clipped(ratio: Tensor, advantage: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic term min(ρ A, clip(ρ) A) and whether the clip is what counts in it."""
     inside = ratio.clamp(1 - hyper.clip_low, 1 + hyper.clip_high)
-    active = (inside * advantage < ratio * advantage).float().mean().item()
-    return torch.minimum(ratio * advantage, inside * advantage), active
+    return torch.minimum(ratio * advantage, inside * advantage), inside * advantage < ratio * advantage
 
 
-def token_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+def token_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
     """GRPO: token ratios, clipped, averaged over all tokens of the minibatch (DAPO's token mean)."""
     term, active = clipped(batch.log_ratio.exp(), batch.advantage[batch.sequence], hyper)
-    return -term.mean(), active
+    return -batch.token_mean(term), active
 
 
 def token_unclipped(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
     """GRPO without its clip: a control that separates the regression from the absence of clipping."""
-    return -(batch.log_ratio.exp() * batch.advantage[batch.sequence]).mean(), None
+    return -batch.token_mean(batch.log_ratio.exp() * batch.advantage[batch.sequence]), None
 
 
-def token_clip_constant(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+def token_clip_constant(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
     """Dr. GRPO: GRPO's term summed over a response and divided by a constant, so length is not rewarded."""
     term, active = clipped(batch.log_ratio.exp(), batch.advantage[batch.sequence], hyper)
-    return -(batch.sum(term) / batch.max_tokens).mean(), active
+    return -batch.response_mean(batch.sum(term) / batch.max_tokens), active
 
 
-def sequence_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+def sequence_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
     """GSPO: the length-normalised sequence ratio exp(s_i/L_i), clipped, averaged over responses."""
     term, active = clipped((batch.s / batch.lengths).exp(), batch.advantage, hyper)
-    return -term.mean(), active
+    return -batch.response_mean(term), active
 
 
-def clipped_weight(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, float]:
+def clipped_weight(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
     """CISPO: −sg(clip(ρ)) A log π, averaged over tokens; every token keeps a gradient, the clip bounds its weight."""
     ratio = batch.log_ratio.detach().exp()
     weight = ratio.clamp(1 - hyper.clip_low, 1 + hyper.clip_high)
-    active = (weight != ratio).float().mean().item()
-    return -(weight * batch.advantage[batch.sequence] * batch.log_ratio).mean(), active
+    return -batch.token_mean(weight * batch.advantage[batch.sequence] * batch.log_ratio), weight != ratio
 
 
 # --- the registry --------------------------------------------------------------------------------------------------

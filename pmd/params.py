@@ -23,6 +23,7 @@ OPEN = ("sets", "hub_sets", "benchmark")
 """Namespaces whose entries a preset may add to: they are named by whoever writes them."""
 
 DTYPES = ("float32", "bfloat16", "float16")
+TRAIN_DTYPES = ("float32", "bfloat16")  # float16 gradients underflow without a loss scale
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -84,6 +85,9 @@ class Train:
     filter_low, filter_high: groups kept by mean reward, null being no bound; normalise: "length" (1/L) or
     "constant" (1/max_tokens); temperature, max_tokens: of the rollouts (top-p is 1: log-ratios of truncated samples
     are biased); probe: minibatches on which −mean(s) is measured; eval_*: the evaluations during training.
+    microbatch_tokens: packed tokens of a forward pass, null being the whole minibatch in one; dtype: of the products in
+    it (weights and optimizer stay float32); checkpoint_activations: keep layers' inputs only, compute the rest again.
+    microbatch_tokens and checkpoint_activations change a gradient by rounding alone.
     """
 
     method: str
@@ -115,6 +119,8 @@ class Train:
     checkpoint_every: int
     device: str
     dtype: str
+    microbatch_tokens: int | None
+    checkpoint_activations: bool
     threads: int
 
     def __post_init__(self):
@@ -155,7 +161,8 @@ class Train:
         low, high = (self.filter_low, self.filter_high)
         check(low is None or high is None or low < high, "filter_low", f"below train.filter_high = {high}")
         check(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
-        check(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
+        check(self.dtype in TRAIN_DTYPES, "dtype", f"one of {', '.join(TRAIN_DTYPES)}")
+        check(self.microbatch_tokens is None or self.microbatch_tokens >= 1, "microbatch_tokens", "at least 1 or null")
 
 
 def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _name(hint: Any) -> str:
-    names = {float: "a number", int: "an integer", str: "a string", type(None): "null"}
+    names = {float: "a number", int: "an integer", str: "a string", bool: "true or false", type(None): "null"}
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return " or ".join(names.get(option, "a list") for option in options)
 

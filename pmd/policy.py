@@ -8,22 +8,27 @@ model that uses the interface can be trained).
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -33,8 +38,8 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
 
-CHUNK = 4096
-"""Rows of logits held at once, so that [tokens, vocabulary] never is."""
+CHUNK_BYTES = 512 * 2**20
+"""Bytes of fp32 logits made at once, so that [tokens, vocabulary] never is: 883 rows of a vocabulary of 151,936."""
 
 BLOCKS = 3
 """Blocks of responses of similar length in which attention is computed."""
@@ -80,30 +85,92 @@ def build_policy(symbols: str, layers: int, width: int, heads: int, kv_heads: in
     return model, tokenizer
 
 
-def load_policy(path: str | Path, device: str = "cpu", dtype: str = "float32"):
-    """Load (model, tokenizer) from a directory that holds config.json, safetensors weights and a tokenizer.
+def load_policy(name: str | Path, device: str = "cpu", dtype: str = "float32", compute: str | None = None):
+    """Load (model, tokenizer) from a directory that holds config.json, safetensors weights and a tokenizer, or from
+    the hub as `owner/name@revision`, the revision being a commit of 40 hexadecimal digits.
 
-    No pickle, no remote code, no network. ValueError in one line naming the directory and what is missing or broken.
+    dtype: of the weights; compute: of the forward and backward pass (see `precision`), None being the same. No pickle,
+    no remote code; no network unless a revision is named. ValueError in one line naming the model and what is missing,
+    broken or not supported.
     """
-    path = Path(path)
-    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
-    if not list(path.glob("*.safetensors")):
-        missing.append("*.safetensors (weights)")
-    if missing:
-        raise ValueError(f"{path}: not a model directory, it lacks {', '.join(missing)}")
+    _check_device(device)
+    path = _directory(name)
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
+        _check_architecture(AutoConfig.from_pretrained(path, **options))
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(
             path, **options, use_safetensors=True, attn_implementation=PACKED, dtype=getattr(torch, dtype)
         )
+        if not model.is_backend_compatible():
+            raise ValueError(f"{type(model).__name__} computes attention by itself; transformers' interface is needed")
     except Exception as error:  # safetensors, tokenizers and transformers each raise their own
         raise ValueError(f"{path}: the model cannot be loaded ({' '.join(str(error).split())[:200]})") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+    _check_tokens(path, tokenizer, model)
+    model.compute_dtype = getattr(torch, compute or dtype)
+    return model.to(device), tokenizer
+
+
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+HUB_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+def _directory(name: str | Path) -> Path:
+    """The model directory of that name, or the hub's snapshot at a pinned revision, downloaded unless it is there."""
+    path, hub = Path(name), HUB_NAME.fullmatch(str(name))
+    if hub and not path.exists():
+        try:
+            path = Path(snapshot_download(hub[1], revision=hub[2], allow_patterns=list(HUB_FILES)))
+        except Exception as error:  # the network, the hub and the cache raise their own
+            raise ValueError(
+                f"{name}: cannot be fetched ({type(error).__name__}); check name, revision and network, or run "
+                f"`hf download {hub[1]} --revision {hub[2]}` where there is one and give the directory that it prints"
+            ) from error
+    if not path.exists():
+        raise ValueError(f"{name}: no such directory; a model of the hub is owner/name@revision, 40 hexadecimal digits")
+    missing = [file for file in ("config.json", "tokenizer.json") if not (path / file).is_file()]
+    if not list(path.glob("*.safetensors")):
+        missing.append("*.safetensors (weights)")
+    if missing:
+        raise ValueError(f"{path}: not a model directory, it lacks {', '.join(missing)}")
+    return path
+
+
+def _check_device(device: str) -> None:
+    """ValueError unless this PyTorch can compute there."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
+        raise ValueError(
+            f"device: got {device!r}, but PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "choose cpu, or install a PyTorch with CUDA and check the driver with nvidia-smi"
+        )
+
+
+def _check_architecture(config: PreTrainedConfig) -> None:
+    """ValueError if packed attention or `log_probs` would compute something else than the model does."""
+    layers = getattr(config, "layer_types", None)
+    unlike = sorted({*(layers or ())} - {"full_attention"})
+    plain = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
+    unlike += [key for key in plain if getattr(config, key, None) not in (None, 1)]
+    unlike += ["sliding_window"] if not layers and getattr(config, "sliding_window", None) else []
+    if unlike:
+        raise ValueError(f"{config.model_type} has {', '.join(unlike)}; it must have full attention and plain logits")
+
+
+def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """ValueError if the tokenizer is another model's: too many tokens, or another end of sequence."""
+    size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {size}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever end")
-    return model.to(device), tokenizer
+    stated = [source.eos_token_id for source in (model.config, model.generation_config)]
+    ends = {end for ids in stated if ids is not None for end in (ids if isinstance(ids, list) else [ids])}
+    if ends and tokenizer.eos_token_id not in ends:
+        raise ValueError(
+            f"{path}: the tokenizer ends a response with token {tokenizer.eos_token_id} ({tokenizer.eos_token}), the "
+            f"model with {sorted(ends)}; make eos_token in tokenizer_config.json and eos_token_id in config.json agree"
+        )
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
@@ -179,6 +246,7 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence
     parts = (prompt_length[group] + length).argsort(stable=True).chunk(BLOCKS)
     blocks = [_block(prompt_rows[:, :0], prompt_length * 0, prompt_rows, prompt_length)]
     blocks += [_block(prompt_rows[group[i]], prompt_length[group[i]], response_rows[i], length[i] - 1) for i in parts]
+    blocks = [(block, real) for block, real in blocks if real.numel()]  # a response of one token is not fed
     first = (prompt_length.cumsum(0) - 1)[group, None]  # the prompt's last token predicts the first of the response
     position = prompt_length[group, None] + torch.arange(response_rows.shape[1])
     layout = Packed(
@@ -239,6 +307,7 @@ def packed_attention(module, query, key, value, attention_mask, layout: Packed |
     query: [B, heads, Q, d]; key, value: [B, kv_heads, K, d]; returns ([B, Q, heads, d], None). B is 1 with a layout.
     """
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotary embedding made them fp32
     if layout is None:
         return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     d, heads = query.shape[-1], query.shape[1]
@@ -274,28 +343,85 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(b, heads, q, d)
 
 
+# --- precision and memory of a pass ---------------------------------------------------------------------------------
+
+
+def precision(model: PreTrainedModel) -> AbstractContextManager:
+    """The context of one pass: products in the policy's compute type where its weights are kept in fp32, so that small
+    updates and AdamW's moments are not rounded away. Enter it anew after every update: it caches the cast weights."""
+    compute = getattr(model, "compute_dtype", model.dtype)
+    return nullcontext() if compute == model.dtype else torch.autocast(model.device.type, compute)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again; ValueError if the model cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(f"train.checkpoint_activations: got True, must be False for a {type(model).__name__}")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@contextmanager
+def _recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """Transformers recomputes in training mode alone, where it also drops the cache that rollouts need and switches
+    dropout on: so only the recomputed layers themselves enter it, and only for a pass with a graph."""
+    before = {layer: layer.training for layer in model.modules() if getattr(layer, "gradient_checkpointing", False)}
+    for layer in before:
+        layer.training = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        for layer, training in before.items():
+            layer.training = training
+
+
 # --- log-probabilities ---------------------------------------------------------------------------------------------
+
+
+class Chosen(torch.autograd.Function):
+    """log p [R, V] and ids [R] -> the ids' log-probabilities and the entropies −Σ p log p, both [R].
+
+    One node for both, that keeps log p alone: whichever result is used, a backward pass frees it.
+    """
+
+    @staticmethod
+    def forward(ctx, log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(log_p, target)
+        ctx.set_materialize_grads(False)
+        return log_p.gather(1, target[:, None])[:, 0], -log_p.exp().mul_(log_p).sum(-1)
+
+    @staticmethod
+    def backward(ctx, chosen: Tensor | None, entropy: Tensor | None) -> tuple[Tensor, None]:
+        log_p, target = ctx.saved_tensors
+        gradient = torch.zeros_like(log_p) if entropy is None else log_p.exp().mul_(log_p + 1).mul_(-entropy[:, None])
+        if chosen is not None:
+            gradient.scatter_add_(1, target[:, None], chosen[:, None])
+        return gradient, None
 
 
 def log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability of each response token and entropy of its distribution, both [M] fp32, in nats.
 
-    Logits are made CHUNK rows at a time and recomputed in the backward pass when there is more than one chunk.
+    Logits are made CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk.
     """
-    hidden = model.base_model(
-        input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
-    ).last_hidden_state[0]
-    head = model.get_output_embeddings()
+    with precision(model), _recomputed(model):
+        hidden = model.base_model(
+            input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
+        ).last_hidden_state[0]
+        return _token_log_probs(model.get_output_embeddings(), hidden, packed, temperature)
 
+
+def _token_log_probs(head: nn.Module, hidden: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
     def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = F.log_softmax(head(rows).float() / temperature, dim=-1)
-        return log_p.gather(1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+        logits = head(rows).float()
+        log_p = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+        return Chosen.apply(log_p, target)
 
+    size = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
     rows = F.embedding(packed.predictor, hidden)
-    pieces = list(zip(rows.split(CHUNK), packed.target.split(CHUNK), strict=True))
+    pieces = list(zip(rows.split(size), packed.target.split(size), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
         done = [chunk(*piece) for piece in pieces]
     else:
-        done = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
+        done = [checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
     log_p, entropy = zip(*done, strict=True)
     return torch.cat(log_p), torch.cat(entropy)

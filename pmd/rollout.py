@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
+from pmd.policy import precision
+
 Responses = list[list[list[int]]]
 """[prompt][sample] -> token ids; a response that ended by itself ends with the end-of-sequence token."""
 
@@ -55,7 +57,8 @@ class KVCache(DynamicCache):
         room = []
         for x in (layer.keys, layer.values):
             rows, heads, _, d = x.shape
-            memory = x.new_empty(rows * n, heads, capacity, d)
+            # under autocast the rotary embedding makes keys fp32; values have the type that attention computes in
+            memory = x.new_empty(rows * n, heads, capacity, d, dtype=layer.values.dtype)
             memory[:, :, : self.length] = x.repeat_interleave(n, dim=0)
             room.append(memory)
         return room
@@ -114,8 +117,9 @@ class TorchEngine:
         uniform = torch.rand(len(prompts), n, sampling.max_tokens, generator=generator).to(self.model.device)
         step = max(1, self.batch // n)
         responses: Responses = []
-        for i in range(0, len(prompts), step):
-            responses += self._decode(prompts[i : i + step], uniform[i : i + step].flatten(0, 1), n, sampling)
+        with precision(self.model):
+            for i in range(0, len(prompts), step):
+                responses += self._decode(prompts[i : i + step], uniform[i : i + step].flatten(0, 1), n, sampling)
         return responses
 
     def _prefill(self, prompts: Sequence[Sequence[int]], n: int, room: int) -> tuple[Tensor, KVCache, Tensor, Tensor]:

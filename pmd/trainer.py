@@ -2,7 +2,8 @@
 
 A step: rollouts from π_t → rewards → log π_t from the trainer's own forward pass → advantages → K minibatches of
 whole groups, one optimizer step each → measurements → evaluation → checkpoint. log π_t is frozen for the whole
-batch, so minibatches 2..K are off-policy by design (arXiv:2602.05933, practical algorithm).
+batch, so minibatches 2..K are off-policy by design (arXiv:2602.05933, practical algorithm). A minibatch too large for
+one forward and backward pass is cut into microbatches whose gradients add up to its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pmd.evaluate import accuracy, respond, score, summarise
 from pmd.files import read_json, read_jsonl, write_json, write_jsonl
 from pmd.objectives import OBJECTIVES, Hyper, Minibatch, group_mean, keep_groups, leave_one_out_mean
 from pmd.params import Train, identity
-from pmd.policy import Packed, load_policy, log_probs, pack, save_policy
+from pmd.policy import Packed, checkpoint_activations, load_policy, log_probs, pack, save_policy
 from pmd.prompts import encode
 from pmd.rollout import Engine, Sampling, TorchEngine
 from pmd.seeds import derive, prompt_order
@@ -46,6 +47,14 @@ class Rollouts:
     @property
     def tokens(self) -> int:
         return sum(len(response) for group in self.responses for response in group)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """S responses for one forward and backward pass, and their advantages [S]."""
+
+    packed: Packed
+    advantage: Tensor
 
 
 @dataclass
@@ -81,7 +90,9 @@ def train(
         _same_run(out, config, tags)
         return read_json(out / "result.json")
     torch.set_num_threads(config.threads)
-    model, tokenizer = load_policy(base, config.device, config.dtype)
+    model, tokenizer = load_policy(base, config.device, compute=config.dtype)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         config.lr,
@@ -153,27 +164,30 @@ def _step(
     advantages = objective.advantage(rollouts.rewards.double(), config.tau).float()
     kept = keep_groups(rollouts.rewards, config.filter_low, config.filter_high).nonzero()[:, 0].tolist()
     with clock.phase("old"):
-        batches = [_pack(rollouts, part, config) for part in _split(kept, config.minibatches) if part]
-        # the first minibatch is met at θ = θ_t: the forward pass of its update is also its log π_t
-        forward = [log_probs(model, packed, config.temperature) for packed in batches[:1]]
+        parts = [part for part in _split(kept, config.minibatches) if part]
+        minibatches = [_microbatches(rollouts, advantages, part, config) for part in parts]
+        batches = [batch for minibatch in minibatches for batch in minibatch]
+        # the first minibatch is met at θ = θ_t: the forward pass of its update, if it is one, is also its log π_t
+        first = [minibatch[0] for minibatch in minibatches[:1] if len(minibatch) == 1]
+        forward = [log_probs(model, batch.packed, config.temperature) for batch in first]
         old = [(log_p.detach(), entropy.mean().item()) for log_p, entropy in forward]
-        old += [_old_log_probs(model, packed, config) for packed in batches[1:]]
+        old += [_old_log_probs(model, batch.packed, config) for batch in batches[len(old) :]]
     with clock.phase("update"):
-        advantage = [advantages[part].flatten().to(config.device) for part in _split(kept, config.minibatches) if part]
-        updates = []
-        for packed, (before, _), a in zip(batches, old, advantage, strict=True):
-            new, _ = forward.pop() if forward else log_probs(model, packed, config.temperature)
-            updates.append(_update(config, step, model, optimizer, packed, new - before, a))
+        before = iter([log_p for log_p, _ in old])
+        updates = [
+            _update(config, step, model, optimizer, [(batch, next(before)) for batch in minibatch], forward)
+            for minibatch in minibatches
+        ]
     with clock.phase("probe"):
-        probed = _split(kept, config.minibatches)[: config.probe]
-        measured = _measure(model, batches[: config.probe], old, config)
+        probed = [g for part in parts[: config.probe] for g in part]
+        measured = _measure(model, batches[: sum(map(len, minibatches[: config.probe]))], old, config)
     return {
         **_rollout_metrics(rollouts),
         "kept": len(kept) / len(chosen),
-        "entropy": _mean([entropy for _, entropy in old], [len(p.target) for p in batches]),
+        "entropy": _mean([entropy for _, entropy in old], [len(batch.packed.target) for batch in batches]),
         **{key: _mean([u[key] for u in updates]) for key in ("loss", "grad_norm", "clip_fraction")},
         **measured,
-        **_predicted(config, rollouts.rewards[[g for part in probed for g in part]]),
+        **_predicted(config, rollouts.rewards[probed]),
         "step_tokens": rollouts.tokens,
     }
 
@@ -191,8 +205,32 @@ def _split(groups: list[int], parts: int) -> list[list[int]]:
     return [groups[len(groups) * i // parts : len(groups) * (i + 1) // parts] for i in range(parts)]
 
 
-def _pack(rollouts: Rollouts, groups: list[int], config: Train) -> Packed:
-    return pack([rollouts.prompts[g] for g in groups], [rollouts.responses[g] for g in groups], config.device)
+def _cut(rollouts: Rollouts, groups: list[int], budget: int | None) -> list[dict[int, list[int]]]:
+    """A minibatch's groups in microbatches {group: its responses} of at most `budget` packed tokens each, None being no
+    bound. A group's prompt stands in every microbatch that holds some of it; a response beyond the budget stands alone.
+    """
+    parts, tokens = [{}], 0
+    for g in groups:
+        for i, response in enumerate(rollouts.responses[g]):
+            prompt, fed = len(rollouts.prompts[g]), len(response) - 1
+            more = fed + (0 if g in parts[-1] else prompt)
+            if parts[-1] and budget is not None and tokens + more > budget:
+                parts.append({})
+                tokens, more = 0, fed + prompt
+            parts[-1].setdefault(g, []).append(i)
+            tokens += more
+    return parts
+
+
+def _microbatches(rollouts: Rollouts, advantages: Tensor, groups: list[int], config: Train) -> list[Microbatch]:
+    """A minibatch of whole groups, packed for one pass after another; advantages: [G, n], from the whole groups."""
+    batches = []
+    for part in _cut(rollouts, groups, config.microbatch_tokens):
+        responses = [[rollouts.responses[g][i] for i in chosen] for g, chosen in part.items()]
+        packed = pack([rollouts.prompts[g] for g in part], responses, config.device)
+        advantage = torch.cat([advantages[g, chosen] for g, chosen in part.items()])
+        batches.append(Microbatch(packed, advantage.to(config.device)))
+    return batches
 
 
 @torch.no_grad()
@@ -201,22 +239,35 @@ def _old_log_probs(model, packed: Packed, config: Train) -> tuple[Tensor, float]
     return log_p, entropy.mean().item()
 
 
-def _update(config: Train, step: int, model, optimizer, packed: Packed, log_ratio: Tensor, advantage: Tensor) -> dict:
-    """One optimizer step on one minibatch, whose log-ratio carries the graph."""
-    batch = Minibatch(log_ratio, advantage, packed.sequence, packed.lengths, config.max_tokens)
-    loss, clip_fraction = OBJECTIVES[config.method].loss(batch, hyper(config))
+def _update(
+    config: Train, step: int, model, optimizer, batches: list[tuple[Microbatch, Tensor]], forward: list[tuple]
+) -> dict:
+    """One optimizer step on one minibatch, given as microbatches with their log π_t.
+
+    forward: log-probabilities already computed with their graph; taken from the list, so that it is freed.
+    """
+    whole = (sum(len(b.packed.lengths) for b, _ in batches), sum(len(b.packed.target) for b, _ in batches))
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total, active = 0.0, []
+    for batch, before in batches:
+        packed = batch.packed
+        new, _ = forward.pop() if forward else log_probs(model, packed, config.temperature)
+        seen = Minibatch(new - before, batch.advantage, packed.sequence, packed.lengths, config.max_tokens, whole)
+        loss, clipped = OBJECTIVES[config.method].loss(seen, hyper(config))
+        loss.backward()
+        total += loss.item()
+        active += [] if clipped is None else [clipped]
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
-    if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+    if not (math.isfinite(total) and math.isfinite(norm)):
         raise FloatingPointError(
-            f"step {step}: the loss is {loss.item()} and its gradient norm {norm} (method {config.method}, "
+            f"step {step}: the loss is {total} and its gradient norm {norm} (method {config.method}, "
             f"lr {config.lr}, tau {config.tau}); training stopped before the update, the last checkpoint is kept"
         )
     for group in optimizer.param_groups:
         group["lr"] = config.lr * min(1.0, step / (config.warmup + 1))
     optimizer.step()
-    return {"loss": loss.item(), "grad_norm": norm, "clip_fraction": clip_fraction}
+    clip_fraction = torch.cat(active).float().mean().item() if active else None
+    return {"loss": total, "grad_norm": norm, "clip_fraction": clip_fraction}
 
 
 def hyper(config: Train) -> Hyper:
@@ -225,7 +276,7 @@ def hyper(config: Train) -> Hyper:
 
 
 @torch.no_grad()
-def _measure(model, batches: list[Packed], old: list[tuple[Tensor, float]], config: Train) -> dict:
+def _measure(model, batches: list[Microbatch], old: list[tuple[Tensor, float]], config: Train) -> dict:
     """−mean(s), which estimates λ, and KL(π_{t+1}‖π_t), χ²(π_{t+1}‖π_t) from π_t's own rollouts, in nats.
 
     KL is the mean of ρ s − ρ + 1 and χ² of (ρ − 1)²: the unbiased estimators that cannot be negative.
@@ -233,9 +284,9 @@ def _measure(model, batches: list[Packed], old: list[tuple[Tensor, float]], conf
     if not batches:
         return {"lambda": 0.0, "kl": 0.0, "chi2": 0.0}
     s = []
-    for packed, (before, _) in zip(batches, old, strict=False):
-        after, _ = log_probs(model, packed, config.temperature)
-        s.append(Minibatch(after - before, before, packed.sequence, packed.lengths, 1).s.double())
+    for batch, (before, _) in zip(batches, old, strict=False):
+        after, _ = log_probs(model, batch.packed, config.temperature)
+        s.append(Minibatch(after - before, before, batch.packed.sequence, batch.packed.lengths, 1).s.double())
     s = torch.cat(s)
     # far from π_t, ρ overflows; the log records the largest double rather than stopping the run
     rho = s.clamp(max=300).exp()

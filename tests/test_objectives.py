@@ -154,16 +154,37 @@ def test_cispo_gradient_keeps_every_token_and_bounds_its_weight():
     loss.backward()
     weight = x.detach().exp().clamp(0.8, 1.28)
     torch.testing.assert_close(x.grad, -weight * batch.advantage[batch.sequence] / len(x))
-    assert active == pytest.approx(((x.detach().exp() > 1.28) | (x.detach().exp() < 0.8)).double().mean().item())
+    assert torch.equal(active, (x.detach().exp() > 1.28) | (x.detach().exp() < 0.8))
+    assert active.any()
 
 
-def test_clip_fraction_counts_only_the_terms_whose_gradient_vanishes():
+def test_the_clip_is_active_only_where_the_gradient_vanishes():
     x = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5], dtype=torch.float64)).requires_grad_()
     batch = Minibatch(x, torch.tensor([1.0, -1, 1, -1], dtype=torch.float64), torch.arange(4), torch.ones(4).long(), 8)
     loss, active = objectives.token_clip(batch, Hyper(clip_low=0.2, clip_high=0.2))
     loss.backward()
-    assert active == 0.5
-    assert (x.grad == 0).tolist() == [True, False, False, True]
+    assert active.tolist() == (x.grad == 0).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("normalise", ["length", "constant"])
+@pytest.mark.parametrize("method", sorted(OBJECTIVES))
+def test_microbatches_add_up_to_their_minibatch(method, normalise):
+    """Of unequal sizes, one of them a lone token, where an own mean over responses or over tokens would be the same."""
+    hyper = Hyper(tau=0.3, clip_low=0.1, clip_high=0.1, normalise=normalise)
+    batch, x = minibatch()
+    loss, clipped = OBJECTIVES[method].loss(batch, hyper)
+    (gradient,) = torch.autograd.grad(loss, x)
+    losses, active = [], []
+    for responses in ([0], [1], [2, 3]):
+        own = torch.isin(batch.sequence, torch.tensor(responses))
+        sequence, lengths = batch.sequence[own] - responses[0], batch.lengths[responses]
+        part = Minibatch(x[own], batch.advantage[responses], sequence, lengths, 8, whole=(S, len(x)))
+        done = OBJECTIVES[method].loss(part, hyper)
+        losses.append(done[0])
+        active.append(done[1])
+    torch.testing.assert_close(sum(losses), loss, atol=1e-14, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(sum(losses), x)[0], gradient, atol=1e-14, rtol=0)
+    assert clipped is None or torch.equal(torch.cat(active), clipped)
 
 
 @pytest.mark.parametrize("method", sorted(OBJECTIVES))

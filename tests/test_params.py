@@ -52,6 +52,9 @@ def test_a_methods_own_entry_overrides_what_is_shared():
         ({"filter_low": 0.9, "filter_high": 0.1}, r"train\.filter_low: got 0\.9, must be below"),
         ({"eval_top_p": 0}, r"train\.eval_top_p"),
         ({"dtype": "int8"}, r"train\.dtype"),
+        ({"dtype": "float16"}, r"train\.dtype: got 'float16', must be one of float32, bfloat16"),
+        ({"microbatch_tokens": 0}, r"train\.microbatch_tokens: got 0, must be at least 1 or null"),
+        ({"checkpoint_activations": 1}, r"train\.checkpoint_activations: got 1, must be true or false"),
         ({"learning_rate": 1}, r"train\.learning_rate: got 1, must be left out: the keys are method"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -185,14 +186,20 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
 
 
-@pytest.mark.parametrize("method", COMMITTED["compare"])
-def test_every_method_learns_a_reward_it_can_reach(tiny_dir, tmp_path, method, monkeypatch):
-    """Reward 1 for a response that begins with `7`: from 1 in 16 to most within 25 steps."""
+@pytest.fixture
+def sevens(monkeypatch):
+    """Reward 1 for a response that begins with `7`, as 1 in 16 of an untrained policy's do."""
 
     def seven(rules, responses, golds, ended):
         return [Verdict(text, text[:1] == "7", float(text[:1] == "7"), False) for text in responses]
 
     monkeypatch.setattr("pmd.evaluate.verify", seven)
+
+
+@pytest.mark.usefixtures("sevens")
+@pytest.mark.parametrize("method", COMMITTED["compare"])
+def test_every_method_learns_a_reward_it_can_reach(tiny_dir, tmp_path, method):
+    """From 1 in 16 to most within 25 steps."""
     clip = {"clip_low": 0.2, "clip_high": 0.28}
     run(tiny_dir, tmp_path / "a", method=method, steps=25, lr=3e-3, eval_every=25, group_size=8, tau=0.2, **clip)
     rewards = [row["reward"] for row in read_jsonl(tmp_path / "a" / "log.jsonl")]
@@ -210,19 +217,119 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     """Old log-probabilities are the trainer's own: at θ_t the log-ratio is 0 to the last bit."""
     model, _ = load_policy(tiny_dir)
     rollouts = trainer.Rollouts([[3, 15]], [[[4, 1], [5, 6, 1]]], torch.zeros(1, 2), 0.0)
-    packed = trainer._pack(rollouts, [0], config())
-    old, _ = trainer._old_log_probs(model, packed, config())
-    again, _ = trainer.log_probs(model, packed, 1.0)  # with its graph: one pass serves as both in the first minibatch
-    assert torch.equal(old, again.detach())
+    [batch] = trainer._microbatches(rollouts, torch.tensor([[1.0, -1.0]]), [0], config())
+    old, _ = trainer._old_log_probs(model, batch.packed, config())
+    forward = [trainer.log_probs(model, batch.packed, 1.0)]  # one pass serves as both in the first minibatch
+    assert torch.equal(old, forward[0][0].detach())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    trainer._update(config(), 2, model, optimizer, packed, again - old, torch.tensor([1.0, -1.0]))
-    assert not torch.equal(old, trainer.log_probs(model, packed, 1.0)[0].detach())
+    trainer._update(config(), 2, model, optimizer, [(batch, old)], forward)
+    assert forward == []
+    assert not torch.equal(old, trainer.log_probs(model, batch.packed, 1.0)[0].detach())
 
 
 def test_minibatches_are_whole_groups_as_equal_as_can_be():
     assert trainer._split([0, 1, 2, 3, 4, 5, 6, 7], 4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert trainer._split([3, 5, 6], 2) == [[3], [5, 6]]
     assert trainer._split([2], 4) == [[], [], [], [2]]
+
+
+# --- microbatches --------------------------------------------------------------------------------------------------
+
+MIXED = trainer.Rollouts(
+    [[3, 15], [5, 13, 6, 7, 15], [9, 15]],
+    [[[4, 1], [5, 6, 1], [1]], [[7, 8, 9, 1], [8], [4, 4]], [[3, 1], [3, 4, 5, 6, 7, 8, 1], [9, 1]]],
+    torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 1]]),
+    0.0,
+)
+"""Three groups of three responses of 1 to 7 tokens."""
+
+
+def test_a_minibatch_is_cut_at_the_budget_into_whole_responses():
+    cut = trainer._cut(MIXED, [0, 1, 2], 8)
+    # prompt + all but each last token: (2+1+2+0), (5+3+0), (5+1), (2+1), (2+6), (2+1); one more would make 9 or more
+    assert cut == [{0: [0, 1, 2]}, {1: [0, 1]}, {1: [2]}, {2: [0]}, {2: [1]}, {2: [2]}]
+    assert trainer._cut(MIXED, [0, 2], 9) == [{0: [0, 1, 2], 2: [0]}, {2: [1, 2]}]
+    assert trainer._cut(MIXED, [1, 2], 1) == [{g: [i]} for g in (1, 2) for i in range(3)]
+    assert trainer._cut(MIXED, [0, 2], None) == [{0: [0, 1, 2], 2: [0, 1, 2]}]
+
+
+@pytest.mark.parametrize("budget", [1, 8, 12, 20, 40])
+def test_packed_microbatches_stay_within_the_budget_and_lose_nothing(budget):
+    advantages = torch.arange(9.0).view(3, 3)
+    batches = trainer._microbatches(MIXED, advantages, [0, 1, 2], config(microbatch_tokens=budget))
+    for batch in batches:
+        assert batch.packed.ids.shape[1] <= budget or len(batch.packed.lengths) == 1
+    assert torch.cat([b.advantage for b in batches]).tolist() == list(range(9))
+    assert torch.cat([b.packed.target for b in batches]).tolist() == [t for g in MIXED.responses for r in g for t in r]
+    assert torch.cat([b.packed.lengths for b in batches]).tolist() == [len(r) for g in MIXED.responses for r in g]
+
+
+def gradient(model, method: str, budget: int | None) -> tuple[dict, torch.Tensor]:
+    """What `_update` reports and the gradient it computed, away from θ_t, so that the clips bite."""
+    run_config = config(method, microbatch_tokens=budget, grad_clip=1e9, clip_low=0.05, clip_high=0.05)
+    advantages = trainer.OBJECTIVES[method].advantage(MIXED.rewards.double(), run_config.tau).float()
+    batches = trainer._microbatches(MIXED, advantages, [0, 1, 2], run_config)
+    noise = 0.2 * torch.randn(24, generator=torch.Generator().manual_seed(0))
+    old = torch.cat([trainer._old_log_probs(model, batch.packed, run_config)[0] for batch in batches]) + noise
+    pairs = list(zip(batches, old.split([len(batch.packed.target) for batch in batches]), strict=True))
+    model = copy.deepcopy(model)
+    done = trainer._update(run_config, 1, model, torch.optim.AdamW(model.parameters(), 1e-3), pairs, [])
+    return done, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("method", sorted(trainer.OBJECTIVES))
+def test_microbatches_have_the_gradient_of_the_minibatch(tiny, method):
+    whole, expected = gradient(tiny[0], method, None)
+    for budget in (1, 8, 20):
+        done, found = gradient(tiny[0], method, budget)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+        assert done["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert done["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+        assert done["clip_fraction"] == whole["clip_fraction"]
+    if "clip_low" in trainer.OBJECTIVES[method].uses:
+        assert 0 < whole["clip_fraction"] < 1
+
+
+@pytest.mark.usefixtures("sevens")
+@pytest.mark.parametrize("method", ["pmd-mean", "grpo"])
+def test_a_run_in_microbatches_logs_what_the_whole_run_logs(tiny_dir, tmp_path, method):
+    """Through rollouts, log π_t, updates and the probe; one step, as AdamW amplifies rounding later on."""
+    run(tiny_dir, tmp_path / "whole", method=method, steps=1)
+    run(tiny_dir, tmp_path / "cut", method=method, steps=1, microbatch_tokens=16)
+    [whole], [cut] = (read_jsonl(tmp_path / name / "log.jsonl") for name in ("whole", "cut"))
+    assert whole["grad_norm"] > 0
+    for key, value in whole.items():
+        assert cut[key] == (pytest.approx(value, rel=1e-4, abs=1e-9) if isinstance(value, float) else value), key
+
+
+# --- precision and memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("sevens")
+def test_bfloat16_trains_float32_weights(tiny_dir, tmp_path):
+    """By steps that bfloat16 weights could not take: 1e-5 is a thousandth of their spacing."""
+    run(tiny_dir, tmp_path / "a", dtype="bfloat16", lr=1e-5, steps=2)
+    before, after = (load_file(path / "model.safetensors") for path in (tiny_dir, tmp_path / "a" / "last"))
+    for name, weight in after.items():
+        assert weight.dtype == torch.float32
+        if name.endswith("proj.weight"):
+            assert 0 < (weight - before[name]).abs().max() < 2e-4
+    state = load_file(checkpoint.latest(tmp_path / "a") / "optimizer.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    run(tiny_dir, tmp_path / "b", lr=1e-5, steps=2)
+    half, full = (read_jsonl(tmp_path / name / "log.jsonl")[0] for name in "ab")
+    assert half["entropy"] == pytest.approx(full["entropy"], rel=0.02)
+    assert half["entropy"] != full["entropy"]
+
+
+@pytest.mark.usefixtures("sevens")
+def test_recomputed_activations_train_to_the_same_bits(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "kept", steps=2)
+    run(tiny_dir, tmp_path / "recomputed", steps=2, checkpoint_activations=True)
+    assert read_jsonl(tmp_path / "kept" / "log.jsonl")[0]["grad_norm"] > 0
+    for name in ("log.jsonl", "eval.jsonl", "last/model.safetensors"):
+        assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "recomputed" / name).read_bytes(), name
 
 
 def test_the_validation_best_policy_is_kept(tiny_dir, tmp_path):
