@@ -6,7 +6,8 @@ params      the validated view of params.yaml
 tasks       problem sets: the embedded arithmetic task, and one reader for every set
 problem_sets, prompts   foreign problem sets, cleaned and counted; prompt templates
 verifier    response -> extracted answer -> verdict and reward (pool: where untrusted text is compared)
-policy      build, load, save a causal LM; per-token log-probabilities and entropy
+policy      build, load, save a causal LM
+packing, attention, forward   a pass without padding: layout, attention, log-probabilities and entropy
 rollout     sample responses (the engine protocol and the torch engine; vllm_engine: vLLM's)
 objectives  advantages and losses: PMD-mean, its relatives and its baselines
 theory      the population update: Lambert W, the mixed KL-chi^2 regulariser, finite samples

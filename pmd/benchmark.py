@@ -34,7 +34,7 @@ BLOCK = 512
 """Responses sampled between two writes to disk: what an interruption can lose."""
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-SAMPLING_CODE = {"torch": ("policy", "prompts", "rollout", "seeds")}
+SAMPLING_CODE = {"torch": ("attention", "forward", "packing", "policy", "prompts", "rollout", "seeds")}
 SAMPLING_CODE["vllm"] = (*SAMPLING_CODE["torch"], "vllm_engine")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from pmd.policy import precision
+from pmd.forward import precision
 
 Responses = list[list[list[int]]]
 """[prompt][sample] -> token ids; a response that ended by itself ends with the end-of-sequence token."""
@@ -40,9 +40,14 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """Whatever samples responses: `n` to each prompt, the same ones for the same seed and weights."""
+    """Whatever samples responses: `n` to each prompt, the same ones for the same seed and weights.
 
-    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Responses: ...
+    first: how many prompts of a larger batch stand before these; they get the random numbers they have in that batch.
+    """
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
+    ) -> Responses: ...
 
 
 class KVCache(DynamicCache):
@@ -109,12 +114,15 @@ class TorchEngine:
         self.model, self.eos, self.batch = model, eos, batch
 
     @torch.inference_mode()
-    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Responses:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
+    ) -> Responses:
         """n responses to each prompt; see Engine. ValueError if a prompt is empty."""
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("a prompt has no tokens")
         generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(len(prompts), n, sampling.max_tokens, generator=generator).to(self.model.device)
+        uniform = torch.rand(first + len(prompts), n, sampling.max_tokens, generator=generator)[first:]
+        uniform = uniform.to(self.model.device)
         step = max(1, self.batch // n)
         responses: Responses = []
         with precision(self.model):

@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from pmd import checkpoint
 from pmd.files import write_json, write_jsonl
+from pmd.forward import log_probs
+from pmd.packing import pack
 from pmd.params import Base
-from pmd.policy import build_policy, log_probs, pack, save_policy
+from pmd.policy import build_policy, save_policy
 from pmd.seeds import derive, prompt_order
 from pmd.tasks import SYMBOLS
 

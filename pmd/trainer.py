@@ -25,9 +25,11 @@ from tqdm import tqdm
 from pmd import checkpoint, theory
 from pmd.evaluate import accuracy, respond, score, summarise
 from pmd.files import read_json, read_jsonl, write_json, write_jsonl
+from pmd.forward import checkpoint_activations, log_probs
 from pmd.objectives import OBJECTIVES, Hyper, Minibatch, group_mean, keep_groups, leave_one_out_mean
+from pmd.packing import Packed, pack
 from pmd.params import Train, identity
-from pmd.policy import Packed, checkpoint_activations, load_policy, log_probs, pack, save_policy
+from pmd.policy import load_policy, save_policy
 from pmd.prompts import encode
 from pmd.rollout import Engine, Sampling, TorchEngine
 from pmd.seeds import derive, prompt_order

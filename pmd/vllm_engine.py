@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pmd.policy import log_probs, pack
+from pmd.forward import log_probs
+from pmd.packing import pack
 from pmd.rollout import Responses, Sampling
 from pmd.seeds import derive
 

@@ -13,9 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
-from pmd import policy
+from pmd import forward, policy
+from pmd.attention import PACKED
 from pmd.files import ROOT
-from pmd.policy import checkpoint_activations, load_policy, log_probs, pack, save_policy
+from pmd.forward import checkpoint_activations, log_probs
+from pmd.packing import pack
+from pmd.policy import load_policy, save_policy
 from pmd.rollout import Sampling, TorchEngine
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15]]
@@ -34,7 +37,7 @@ def plain(model, temperature: float = 1.0):
                 log_p.append(logs.gather(1, torch.tensor(response)[:, None])[:, 0])
                 entropy.append(-(logs.exp() * logs).sum(-1))
     finally:
-        model.set_attn_implementation(policy.PACKED)
+        model.set_attn_implementation(PACKED)
     return torch.cat(log_p), torch.cat(entropy)
 
 
@@ -48,7 +51,7 @@ def test_packed_equals_plain_in_value(tiny, temperature):
 def test_packed_equals_plain_in_gradient(tiny, rows, monkeypatch):
     """Also in chunks of four rows or, the budget being less than that, of one, recomputed in the backward pass."""
     model = tiny[0]
-    monkeypatch.setattr(policy, "CHUNK_BYTES", 4 * rows * model.config.vocab_size)
+    monkeypatch.setattr(forward, "CHUNK_BYTES", 4 * rows * model.config.vocab_size)
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
     gradients = []
     for compute in (lambda: log_probs(model, pack(PROMPTS, RESPONSES)), lambda: plain(model)):
@@ -64,11 +67,11 @@ def test_packed_equals_plain_in_gradient(tiny, rows, monkeypatch):
 @pytest.mark.parametrize("rows", [24, 16])
 def test_a_vocabulary_of_151936_is_exact(rows, monkeypatch):
     """Log-probabilities, entropies and their gradients against float64."""
-    monkeypatch.setattr(policy, "CHUNK_BYTES", 4 * rows * 151_936)
+    monkeypatch.setattr(forward, "CHUNK_BYTES", 4 * rows * 151_936)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=151_936, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                          num_key_value_heads=1, intermediate_size=16, initializer_range=0.2)  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=policy.PACKED)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
     packed = pack([[3, 4]], [[[150_000, 7], [9, 8, 77_777, 151_935, 1, 0], [*range(0, 151_936, 9_999)]]])
     hidden = model.base_model(input_ids=packed.ids, position_ids=packed.positions, layout=packed).last_hidden_state
     logs = (model.lm_head.double()(hidden[0, packed.predictor].double()) / 0.7).log_softmax(-1)
@@ -105,15 +108,17 @@ MEASURE = """
 import re, sys, torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config
-from pmd import policy
+from pmd import forward
+from pmd.attention import PACKED
+from pmd.packing import pack
 
 tokens, vocabulary, naive_too = int(sys.argv[1]), int(sys.argv[2]), len(sys.argv) > 3
 # a tenth is a tenth at any size: the budget of a chunk shrinks with [tokens, vocabulary]
-policy.CHUNK_BYTES = int(policy.CHUNK_BYTES * tokens * vocabulary / (16384 * 151936))
+forward.CHUNK_BYTES = int(forward.CHUNK_BYTES * tokens * vocabulary / (16384 * 151936))
 config = Qwen2Config(vocab_size=vocabulary, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
                      num_key_value_heads=1, intermediate_size=8, tie_word_embeddings=True)
-model = AutoModelForCausalLM.from_config(config, attn_implementation=policy.PACKED)
-packed = policy.pack([[1, 2]], torch.arange(tokens).remainder(vocabulary).view(1, -1, 64).tolist())
+model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+packed = pack([[1, 2]], torch.arange(tokens).remainder(vocabulary).view(1, -1, 64).tolist())
 
 def naive():
     hidden = model.base_model(input_ids=packed.ids, position_ids=packed.positions, layout=packed).last_hidden_state
@@ -130,7 +135,7 @@ def peak(compute):
     log_p.sum().backward()
     return resident("VmHWM") - before
 
-ours = peak(lambda: policy.log_probs(model, packed))
+ours = peak(lambda: forward.log_probs(model, packed))
 print(ours, peak(naive) if naive_too else 0)
 """
 
@@ -177,7 +182,7 @@ def test_another_architecture_packs_too():
         intermediate_size=48,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=policy.PACKED)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
     torch.testing.assert_close(log_probs(model, pack(PROMPTS, RESPONSES)), plain(model), atol=2e-6, rtol=0)
 
 

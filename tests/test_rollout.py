@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmd import policy
+from pmd.attention import PACKED
 from pmd.rollout import Sampling, TorchEngine, choose
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
@@ -23,7 +23,7 @@ def plain_sample(model, prompt: list[int], uniform: torch.Tensor, sampling: Samp
         tokens.append(choose(logits, u[None], sampling).item())
         if tokens[-1] == eos:
             break
-    model.set_attn_implementation(policy.PACKED)
+    model.set_attn_implementation(PACKED)
     return tokens
 
 
@@ -94,3 +94,10 @@ def test_an_impossible_token_is_never_chosen(logits, u, top_p):
 def test_bad_sampling_is_refused(key, value):
     with pytest.raises(ValueError, match=key):
         Sampling(**({"max_tokens": 5} | {key: value}))
+
+
+def test_a_share_of_a_batch_is_sampled_as_in_the_whole(tiny):
+    engine, prompts = TorchEngine(tiny[0], 1), [[3, 15], [4, 15], [5, 15], [6, 15], [7, 15]]
+    whole = engine.sample(prompts, 3, Sampling(6), 11)
+    assert engine.sample(prompts[:2], 3, Sampling(6), 11) + engine.sample(prompts[2:], 3, Sampling(6), 11, 2) == whole
+    assert engine.sample(prompts[2:], 3, Sampling(6), 11) != whole[2:]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pmd import benchmark, params, vllm_engine
-from pmd.policy import log_probs, pack
+from pmd.forward import log_probs
+from pmd.packing import pack
 from pmd.rollout import Sampling
 from pmd.vllm_engine import VLLMEngine, compare
 

@@ -12,7 +12,9 @@ import torch
 
 from pmd import params, vllm_engine
 from pmd.files import read_jsonl
-from pmd.policy import build_policy, load_policy, log_probs, pack, save_policy
+from pmd.forward import log_probs
+from pmd.packing import pack
+from pmd.policy import build_policy, load_policy, save_policy
 from pmd.rollout import Sampling, TorchEngine
 from pmd.stats import t_interval
 from pmd.tasks import SYMBOLS
