@@ -57,13 +57,13 @@ def main() -> None:
     class Timed(TorchEngine):
         """Notes when each call came and, after our turn, began, and how many prompt tokens it decodes."""
 
-        def sample(self, prompts, n, sampling, seed):
+        def sample(self, prompts, n, sampling, seed, first=0):
             came = time.perf_counter()
             if calls:  # the first call is an evaluation
                 print("ready", flush=True)
                 sys.stdin.readline()
             calls.append((came, time.perf_counter(), n * sum(map(len, prompts))))
-            return super().sample(prompts, n, sampling, seed)
+            return super().sample(prompts, n, sampling, seed, first)
 
     with tempfile.TemporaryDirectory() as scratch:
         train(config, options.model, problems, {"val": problems[:1]}, scratch, engine=Timed, progress=False)

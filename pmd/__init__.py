@@ -8,11 +8,14 @@ problem_sets, prompts   foreign problem sets, cleaned and counted; prompt templa
 verifier    response -> extracted answer -> verdict and reward (pool: where untrusted text is compared)
 policy      build, load, save a causal LM
 packing, attention, forward   a pass without padding: layout, attention, log-probabilities and entropy
-rollout     sample responses (the engine protocol and the torch engine; vllm_engine: vLLM's)
+rollout     sample responses: the engine protocol and the torch engine (decode: on CUDA; vllm_engine: vLLM's)
 objectives  advantages and losses: PMD-mean, its relatives and its baselines
 theory      the population update: Lambert W, the mixed KL-chi^2 regulariser, finite samples
 sft         the base model
-trainer     the reinforcement-learning loop
+minibatches, update   one step on a batch of rollouts: minibatches, log pi_t, the update, what it did
+trainer     the reinforcement-learning loop (checkpoint: what a stopped run goes on from)
+distributed what the ranks of a torchrun job divide among them
+scale, plan runs of any size by torchrun; what they take before they are started
 evaluate    sample a checkpoint on a problem set and score it
 benchmark   any model on any problem set, resumable, paired (examples: answers to read)
 stats       pass@k and its kin, clustered intervals

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from pmd.distributed import spread
 from pmd.files import atomic, workers
 from pmd.params import Evaluate
 from pmd.policy import load_policy
@@ -32,9 +33,13 @@ tokens and seed are null where another program sampled it."""
 
 
 def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: Sampling, seed: int) -> pd.DataFrame:
-    """k responses to each problem, scored: a row each, in order, with COLUMNS."""
-    prompts = [encode(tokenizer, problem["prompt"]) for problem in problems]
-    rows = score(problems, engine.sample(prompts, k, sampling, seed), tokenizer)
+    """k responses to each problem, scored: a row each, in order, with COLUMNS; every rank does its share of both."""
+
+    def work(share: list[dict], first: int) -> list[list[list[int]]]:
+        return engine.sample([encode(tokenizer, problem["prompt"]) for problem in share], k, sampling, seed, first)
+
+    responses = spread(work, problems, getattr(engine, "copies", 1))
+    rows = spread(lambda share, first: score(share, responses[first : first + len(share)], tokenizer), problems)
     return pd.DataFrame(rows).assign(seed=seed)[COLUMNS]
 
 
@@ -110,7 +115,7 @@ def merge(answers: Sequence[Sequence[str | None]], rules: Sequence[str]) -> list
 
 def evaluate(config: Evaluate, model_dir: Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
     """Sample the policy in a model folder on every set, each from its own seed; `respond`'s frame, `set` first."""
-    model, tokenizer = load_policy(model_dir)
+    model, tokenizer = load_policy(model_dir, config.device)
     engine = TorchEngine(model, tokenizer.eos_token_id)
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     frames = []
@@ -124,7 +129,8 @@ def evaluate(config: Evaluate, model_dir: Path, sets: dict[str, list[dict]]) -> 
 def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
     """Evaluate the base model and the last and validation-best checkpoint of every run below run/train.
 
-    Writes run/evaluate/<method>/<seed>/<which>.parquet, atomically and in parallel; returns one row a model and set.
+    Writes run/evaluate/<method>/<seed>/<which>.parquet, atomically, on a CPU in parallel.
+    Returns one row a model and set.
     """
     sets = {name: read_problems(data / f"{name}.jsonl") for name in config.sets}
     models = {Path("base") / "last.parquet": run / "base"}
@@ -135,7 +141,7 @@ def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
         raise ValueError(
             f"{run / 'train'}: no finished run to evaluate; run notebooks/2-train.ipynb or `dvc repro` first"
         )
-    with ProcessPoolExecutor(workers(1, "cpu"), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers(1, config.device), multiprocessing.get_context("spawn")) as pool:
         arguments = [(config, model, sets, run / "evaluate" / path) for path, model in models.items()]
         frames = list(
             tqdm(

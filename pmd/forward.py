@@ -23,7 +23,9 @@ def precision(model: PreTrainedModel) -> AbstractContextManager:
     """The context of one pass: products in the policy's compute type where its weights are kept in fp32, so that small
     updates and AdamW's moments are not rounded away. Enter it anew after every update: it caches the cast weights."""
     compute = getattr(model, "compute_dtype", model.dtype)
-    return nullcontext() if compute == model.dtype else torch.autocast(model.device.type, compute)
+    # of a sharded policy, FSDP2 gathers the weights in the compute type
+    exact = compute == model.dtype or hasattr(model, "score")
+    return nullcontext() if exact else torch.autocast(model.device.type, compute)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -31,6 +33,13 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise ValueError(f"train.checkpoint_activations: got True, must be False for a {type(model).__name__}")
     model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Let torch.compile fuse the norms and feed-forward blocks of every layer, for any number of tokens."""
+    for layer in model.base_model.layers:
+        for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+            part.compile(dynamic=True)
 
 
 @contextmanager
@@ -74,8 +83,19 @@ class Chosen(torch.autograd.Function):
 def log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability of each response token and entropy of its distribution, both [M] fp32, in nats.
 
-    Logits are made CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk.
+    Logits are made CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk. Of a
+    sharded policy (pmd/distributed.py) this is a collective: every rank makes the same number of passes.
     """
+    if not hasattr(model, "score"):
+        return score(model, packed, temperature)
+    result = model.score(packed, temperature)
+    if not torch.is_grad_enabled():
+        model.reshard()  # a backward pass would have; whole weights left here would miss the next update
+    return result
+
+
+def score(model: PreTrainedModel, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+    """`log_probs` of a policy whose weights are all here."""
     with precision(model), _recomputed(model):
         hidden = model.base_model(
             input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False

@@ -31,13 +31,15 @@ class Job:
     tags: dict[str, Any] = field(default_factory=dict)
 
 
-def fingerprint(*paths: str | Path) -> str:
-    """MD5 over the bytes of files (folders: every file in them) and of pmd's own code."""
+def fingerprint(*paths: str | Path, code: bool = True) -> str:
+    """MD5 over the bytes of files (folders: every file in them) and, unless told otherwise, of pmd's own code."""
     digest = hashlib.md5()
-    for path in [*map(Path, paths), *sorted((ROOT / "pmd").glob("*.py"))]:
+    for path in [*map(Path, paths), *(sorted((ROOT / "pmd").glob("*.py")) if code else [])]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                digest.update(file.read_bytes())
+                with file.open("rb") as opened:  # in pieces: weights may be larger than memory
+                    while piece := opened.read(1 << 20):
+                        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -93,19 +95,24 @@ def _follow(futures: list[Future], jobs: list[Job], work: Path) -> None:
         pending: set[Future] = set(futures)
         while pending and not any(future.done() and future.exception() for future in futures):
             _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
-            rows = [_last(work / job.name) for job in jobs]
-            running = [row for row, job in zip(rows, jobs, strict=True) if 0 < row["step"] < job.config.steps]
-            if running:
-                means = {key: sum(row[key] for row in running) / len(running) for key in ("reward", "val")}
-                rate = sum(row["tokens_per_s"] for row in running)
-                bar.set_postfix_str(
-                    f"reward {means['reward']:.3f}, val {means['val']:.3f}, {rate:,.0f} tokens/s",
-                    refresh=False,
-                )
-            bar.update(sum(row["step"] for row in rows) - bar.n)
+            show(bar, [(work / job.name, job.config.steps) for job in jobs])
 
 
-def _last(folder: Path) -> dict:
+def show(bar: tqdm, runs: list[tuple[Path, int]]) -> None:
+    """Bring a bar over the steps of runs, each (folder, steps), up to what their logs say."""
+    rows = [last_row(folder) for folder, _ in runs]
+    running = [row for row, (_, steps) in zip(rows, runs, strict=True) if 0 < row["step"] < steps]
+    if running:
+        means = {key: sum(row[key] for row in running) / len(running) for key in ("reward", "val")}
+        rate = sum(row["tokens_per_s"] for row in running)
+        bar.set_postfix_str(
+            f"reward {means['reward']:.3f}, val {means['val']:.3f}, {rate:,.0f} tokens/s",
+            refresh=False,
+        )
+    bar.update(sum(row["step"] for row in rows) - bar.n)
+
+
+def last_row(folder: Path) -> dict:
     """The last complete row of a run's logs, so far as it has any."""
     row = {"step": 0, "reward": 0.0, "val": 0.0, "tokens_per_s": 0.0}
     for name, keys in (("timing.jsonl", ("step", "tokens_per_s")), ("log.jsonl", ("reward",))):
@@ -115,5 +122,5 @@ def _last(folder: Path) -> dict:
     evals = (
         (folder / "eval.jsonl").read_text().rpartition("\n")[0].splitlines() if (folder / "eval.jsonl").exists() else []
     )
-    scores = [sum(e["correct"]) / len(e["correct"]) / e["k"] for e in map(json.loads, evals[-4:]) if e["set"] == "val"]
-    return row | {"val": scores[-1] if scores else 0.0}
+    val = next((e for e in map(json.loads, reversed(evals)) if e["set"] == "val"), None)
+    return row | {"val": sum(val["correct"]) / len(val["correct"]) / val["k"] if val else 0.0}

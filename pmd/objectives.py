@@ -60,6 +60,7 @@ class Minibatch:
     log_ratio: [M], log π_θ − log π_t of each response token, differentiable in θ. advantage: [S].
     sequence: [M] int64, the response of each token. lengths: [S] int64. max_tokens: the longest response allowed.
     whole: (responses, tokens) of the minibatch of which this is one microbatch; None if it is all of it.
+    weight: [S], what multiplies each response's term before a mean is taken (importance weights); None if nothing does.
     """
 
     log_ratio: Tensor
@@ -68,6 +69,7 @@ class Minibatch:
     lengths: Tensor
     max_tokens: int
     whole: tuple[int, int] | None = None
+    weight: Tensor | None = None
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of a per-token quantity [M] over each response: [S]."""
@@ -75,11 +77,13 @@ class Minibatch:
 
     def response_mean(self, x: Tensor) -> Tensor:
         """What a quantity [S] adds to its mean over the whole minibatch's responses; over microbatches these add up."""
-        return x.sum() / (self.whole[0] if self.whole else len(self.lengths))
+        weighed = x if self.weight is None else self.weight * x
+        return weighed.sum() / (self.whole[0] if self.whole else len(self.lengths))
 
     def token_mean(self, x: Tensor) -> Tensor:
         """The same of a quantity [M] and the whole minibatch's tokens."""
-        return x.sum() / (self.whole[1] if self.whole else len(self.sequence))
+        weighed = x if self.weight is None else self.weight[self.sequence] * x
+        return weighed.sum() / (self.whole[1] if self.whole else len(self.sequence))
 
     @property
     def s(self) -> Tensor:

@@ -19,11 +19,12 @@ from ruamel.yaml import YAML
 
 from pmd.files import ROOT, write_text
 
-OPEN = ("sets", "hub_sets", "benchmark")
+OPEN = ("tasks", "sets", "hub_sets", "benchmark", "scale")
 """Namespaces whose entries a preset may add to: they are named by whoever writes them."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 TRAIN_DTYPES = ("float32", "bfloat16")  # float16 gradients underflow without a loss scale
+TRAIN_ENGINES = ("torch", "vllm")
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -60,6 +61,7 @@ class Base:
     batch: int
     lr: float
     warmup: int
+    device: str
     threads: int
 
     def __post_init__(self):
@@ -87,7 +89,11 @@ class Train:
     are biased); probe: minibatches on which −mean(s) is measured; eval_*: the evaluations during training.
     microbatch_tokens: packed tokens of a forward pass, null being the whole minibatch in one; dtype: of the products in
     it (weights and optimizer stay float32); checkpoint_activations: keep layers' inputs only, compute the rest again.
-    microbatch_tokens and checkpoint_activations change a gradient by rounding alone.
+    microbatch_tokens and checkpoint_activations change a gradient by rounding alone; so does compile, which lets
+    torch.compile fuse the layers (on a CPU it needs a C++ compiler). engine: what samples, with engine_options of its
+    own; importance_cap: the bound C of the truncated importance weights min(π_t/π_engine, C), null for none;
+    staleness: rollouts are this many steps old when they are trained on; rollout_device: where a copy of the policy
+    samples them while the update runs, null being the policy itself, before the update.
     """
 
     method: str
@@ -121,6 +127,12 @@ class Train:
     dtype: str
     microbatch_tokens: int | None
     checkpoint_activations: bool
+    compile: bool
+    engine: str
+    engine_options: dict
+    importance_cap: float | None
+    staleness: int
+    rollout_device: str | None
     threads: int
 
     def __post_init__(self):
@@ -163,6 +175,46 @@ class Train:
         check(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
         check(self.dtype in TRAIN_DTYPES, "dtype", f"one of {', '.join(TRAIN_DTYPES)}")
         check(self.microbatch_tokens is None or self.microbatch_tokens >= 1, "microbatch_tokens", "at least 1 or null")
+        check(self.engine in TRAIN_ENGINES, "engine", f"one of {', '.join(TRAIN_ENGINES)}")
+        check(self.engine != "torch" or not self.engine_options, "engine_options", "{}: the torch engine has none")
+        check(self.staleness >= 0, "staleness", "at least 0")
+        check(self.rollout_device is None or self.staleness > 0, "rollout_device", "null unless train.staleness is > 0")
+        weighted = self.importance_cap is not None
+        check(not weighted or self.importance_cap > 0, "importance_cap", "> 0 or null")
+        check(not weighted or self.engine == "vllm", "importance_cap", "null unless train.engine is vllm")
+        check(not weighted or self.temperature == 1, "importance_cap", "null unless train.temperature is 1")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A run of any size, by torchrun: an entry of `scale:`, named by its key.
+
+    model: a Hugging Face model directory, relative to the repository or absolute, or `owner/name@revision` of the hub;
+    problems: the JSONL file to train on; sets: {name: JSONL file} to evaluate on, "val" among them; max_prompt_tokens:
+    longer prompts are left out and counted; ranks: processes a node, one a GPU (on a CPU they share the cores);
+    train: what differs from the namespace `train`.
+    """
+
+    name: str
+    model: str
+    problems: str
+    sets: dict
+    max_prompt_tokens: int
+    method: str
+    seed: int
+    nodes: int
+    ranks: int
+    train: dict
+
+    def __post_init__(self):
+        def check(condition: bool, key: str, allowed: str) -> None:
+            require(condition, f"scale.{self.name}.{key}", getattr(self, key), allowed)
+
+        check(re.fullmatch(r"[\w-]+", self.name) is not None, "name", "letters, digits, - and _: it names files")
+        check("val" in self.sets, "sets", "a mapping of names to files with val among them")
+        check(all(isinstance(path, str) for path in self.sets.values()), "sets", "a mapping of names to files")
+        for key in ("max_prompt_tokens", "nodes", "ranks"):
+            check(getattr(self, key) >= 1, key, "at least 1")
 
 
 def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +232,7 @@ class Evaluate:
     top_p: float
     max_tokens: int
     seed: int
+    device: str
 
     def __post_init__(self):
         require(len(self.sets) > 0, "evaluate.sets", self.sets, "at least one problem set")
@@ -259,7 +312,14 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _name(hint: Any) -> str:
-    names = {float: "a number", int: "an integer", str: "a string", bool: "true or false", type(None): "null"}
+    names = {
+        float: "a number",
+        int: "an integer",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+        dict: "a mapping",
+    }
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return " or ".join(names.get(option, "a list") for option in options)
 
@@ -279,6 +339,15 @@ def benchmark(entries: dict[str, Any], name: str) -> Benchmark:
     require(name in entries, "benchmark", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
     require(isinstance(entries[name], dict), f"benchmark.{name}", entries[name], "a mapping")
     return strict(Benchmark, f"benchmark.{name}", {"name": name} | entries[name])
+
+
+def scale(values: dict[str, Any], name: str) -> tuple[Scale, Train]:
+    """The entry `name` of the `scale` namespace and the run that it describes; values: all of params.yaml."""
+    entries = values["scale"]
+    require(name in entries, "scale", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
+    require(isinstance(entries[name], dict), f"scale.{name}", entries[name], "a mapping")
+    entry = strict(Scale, f"scale.{name}", {"name": name} | entries[name])
+    return entry, train(values["train"], values["methods"], entry.method, entry.seed, **entry.train)
 
 
 def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:
@@ -315,7 +384,7 @@ def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
     """
     for key, change in changes.items():
         require(
-            key in values or where.partition(".")[2] in OPEN,
+            key in values or where.rpartition(".")[2] in OPEN,
             f"{where}.{key}",
             change,
             f"one of the keys of params.yaml there: {', '.join(values)}",

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pmd.attention import PACKED
+from pmd.distributed import barrier, full_weights, sharded, world
 
 logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
 
@@ -64,29 +65,40 @@ def build_policy(symbols: str, layers: int, width: int, heads: int, kv_heads: in
     return model, tokenizer
 
 
-def load_policy(name: str | Path, device: str = "cpu", dtype: str = "float32", compute: str | None = None):
+def load_policy(
+    name: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compute: str | None = None,
+    placed: str | None = None,
+):
     """Load (model, tokenizer) from a directory that holds config.json, safetensors weights and a tokenizer, or from
     the hub as `owner/name@revision`, the revision being a commit of 40 hexadecimal digits.
 
-    dtype: of the weights; compute: of the forward and backward pass (see `precision`), None being the same. No pickle,
-    no remote code; no network unless a revision is named. ValueError in one line naming the model and what is missing,
+    dtype: of the weights, "auto" being the files'; compute: of the forward and backward pass (see `precision`), None
+    being the same; placed: a device that the caller will move it to, checked before anything is read. No pickle, no
+    remote code; no network unless a revision is named. ValueError in one line naming the model and what is missing,
     broken or not supported.
     """
-    _check_device(device)
-    path = _directory(name)
+    check_device(placed or device)
+    path = directory(name)
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         _check_architecture(AutoConfig.from_pretrained(path, **options))
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            path, **options, use_safetensors=True, attn_implementation=PACKED, dtype=getattr(torch, dtype)
+            path,
+            **options,
+            use_safetensors=True,
+            attn_implementation=PACKED,
+            dtype=getattr(torch, dtype, dtype),
         )
         if not model.is_backend_compatible():
             raise ValueError(f"{type(model).__name__} computes attention by itself; transformers' interface is needed")
     except Exception as error:  # safetensors, tokenizers and transformers each raise their own
         raise ValueError(f"{path}: the model cannot be loaded ({' '.join(str(error).split())[:200]})") from error
     _check_tokens(path, tokenizer, model)
-    model.compute_dtype = getattr(torch, compute or dtype)
+    model.compute_dtype = getattr(torch, compute) if compute else model.dtype
     return model.to(device), tokenizer
 
 
@@ -94,7 +106,7 @@ HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 HUB_FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
-def _directory(name: str | Path) -> Path:
+def directory(name: str | Path) -> Path:
     """The model directory of that name, or the hub's snapshot at a pinned revision, downloaded unless it is there."""
     path, hub = Path(name), HUB_NAME.fullmatch(str(name))
     if hub and not path.exists():
@@ -115,7 +127,7 @@ def _directory(name: str | Path) -> Path:
     return path
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """ValueError unless this PyTorch can compute there."""
     kind, _, index = device.partition(":")
     if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
@@ -153,12 +165,22 @@ def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrai
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Write a Hugging Face model directory (safetensors); the directory appears whole or not at all."""
-    path = Path(path)
+    """Write a Hugging Face model directory (safetensors); the directory appears whole or not at all.
+
+    Of a sharded policy rank 0 gathers the weights on its CPU and writes; every rank must call.
+    """
+    path, main = Path(path), world()[0] == 0
+    weights = {name: weight.to("cpu") for name, weight in full_weights(model) if main} if sharded(model) else None
+    if main:
+        _write(model, tokenizer, path, weights)
+    barrier()
+
+
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, weights: dict | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 An engine turns prompts into responses; the trainer and the evaluator know only the protocol. `TorchEngine` samples
 from any transformers causal LM: each prompt is prefilled once and shared by its n responses, keys and values live
-in one preallocated cache, and finished responses are compacted away.
+in one preallocated cache, and finished responses are compacted away. On CUDA it decodes in static shapes, by CUDA
+graphs (pmd/decode.py).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
+from pmd import decode
 from pmd.forward import precision
 
 Responses = list[list[list[int]]]
@@ -107,22 +110,40 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 class TorchEngine:
     """Sample from a transformers causal LM in its own process; it always sees the model's present weights.
 
-    `batch` bounds the responses decoded at once.
+    batch: bounds the responses decoded at once. static: decode in static shapes; by default on CUDA alone, where a step
+    is a CUDA graph. Such a decoder has weights of its own if the policy computes in another type than it keeps them in;
+    they are refreshed at every call, in `handover_s` seconds. Its cache takes at most kv_bytes, by default a share of
+    the memory that is free at the call (on a CPU there is no bound then). A cache bounded by kv_bytes is kept for the
+    next call, and so are its graphs; any other on CUDA is handed back if it is large.
     """
 
-    def __init__(self, model: PreTrainedModel, eos: int, batch: int = 4096):
-        self.model, self.eos, self.batch = model, eos, batch
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos: int,
+        batch: int = 4096,
+        static: bool | None = None,
+        kv_bytes: int | None = None,
+    ):
+        self.model, self.eos, self.batch, self.kv_bytes = model, eos, batch, kv_bytes
+        self.static = model.device.type == "cuda" if static is None else static
+        self.handover_s = 0.0
+        self._weights: PreTrainedModel | None = None
+        self._decoder: decode.Decoder | None = None
 
     @torch.inference_mode()
     def sample(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
     ) -> Responses:
-        """n responses to each prompt; see Engine. ValueError if a prompt is empty."""
+        """n responses to each prompt; see Engine. ValueError if a prompt is empty, or if a static decoder has not the
+        memory for a single response."""
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("a prompt has no tokens")
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(first + len(prompts), n, sampling.max_tokens, generator=generator)[first:]
         uniform = uniform.to(self.model.device)
+        if self.static and prompts:
+            return self._sample_static(prompts, uniform.flatten(0, 1), n, sampling)
         step = max(1, self.batch // n)
         responses: Responses = []
         with precision(self.model):
@@ -130,26 +151,73 @@ class TorchEngine:
                 responses += self._decode(prompts[i : i + step], uniform[i : i + step].flatten(0, 1), n, sampling)
         return responses
 
+    def _sample_static(
+        self, prompts: Sequence[Sequence[int]], uniform: Tensor, n: int, sampling: Sampling
+    ) -> Responses:
+        """The responses by pmd.decode, as many at once as the cache holds; uniform: [P · n, max_tokens]."""
+        decoder = self._room(decode.ladder(max(map(len, prompts)) + sampling.max_tokens), len(uniform))
+        rows: list[list[int]] = []
+        for some in torch.arange(len(uniform), device=uniform.device).split(decoder.most):
+            numbers, of_row = uniform[some], some // n
+            start, end = int(of_row[0]), int(of_row[-1]) + 1
+
+            def pick(logits: Tensor, alive: Tensor, t: int, numbers: Tensor = numbers) -> Tensor:
+                return choose(logits, numbers[alive.clamp_max(len(numbers) - 1), t], sampling)
+
+            rows += decode.decode(decoder, prompts[start:end], of_row - start, self.eos, pick, sampling.max_tokens)
+        self._hand_back()
+        return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+    def _hand_over(self) -> PreTrainedModel:
+        """The model to decode with: the policy, or a copy in the type of the products with its present weights."""
+        began = time.perf_counter()
+        compute, device = getattr(self.model, "compute_dtype", self.model.dtype), self.model.device
+        if compute == self.model.dtype:
+            return self.model
+        self._weights = self._weights or decode.replica(self.model, compute)
+        decode.refresh(self._weights, self.model)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.handover_s = time.perf_counter() - began
+        return self._weights
+
+    def _room(self, capacity: int, wanted: int) -> decode.Decoder:
+        """A decoder with the present weights for that many tokens, and as many responses as wanted or as there is room
+        for."""
+        weights, device = self._hand_over(), self.model.device
+        old = self._decoder
+        capacity, most = max(capacity, old.capacity if old else 0), min(wanted, self.batch)
+        size = decode.row_bytes(weights.config, capacity, weights.dtype)
+        room = self.kv_bytes
+        if room is None and device.type == "cuda":
+            room = decode.budget(device) + (old.cache.nbytes if old else 0)
+        if room is not None:
+            most = min(most, room // size)
+            if most < 1:
+                raise ValueError(
+                    f"decoding a response of {capacity} tokens takes {size / 2**20:.1f} MiB and {room / 2**20:.1f} are "
+                    f"to be had on {device}; lower max_tokens, or raise kv_bytes if it is set"
+                )
+        if old is None or old.capacity < capacity or old.most < most:
+            self._decoder = old = None  # its memory goes first
+            self._decoder = decode.Decoder(weights, most, capacity)
+        return self._decoder
+
+    def _hand_back(self) -> None:
+        """Drop the decoder and weights of its own, unless they are to be kept."""
+        device = self.model.device
+        if self.kv_bytes is None and device.type == "cuda":
+            small = decode.KEPT * torch.cuda.get_device_properties(device).total_memory
+            if self._decoder.cache.nbytes > small:
+                self._decoder = self._weights = None
+
     def _prefill(self, prompts: Sequence[Sequence[int]], n: int, room: int) -> tuple[Tensor, KVCache, Tensor, Tensor]:
         """Left-padded prompts through the model once: next logits, cache, mask and position of each response."""
         width = max(map(len, prompts))
-        ids = torch.tensor([[self.eos] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)
-        pad = torch.tensor([width - len(p) for p in prompts], device=self.model.device)
-        place = torch.arange(width, device=self.model.device)
-        real = place >= pad[:, None]
-        causal = place <= place[:, None]
-        seen = (causal & real[:, None, :]) | (place == place[:, None])  # a pad sees itself: no row without a key
-        positions = (place - pad[:, None]).clamp_min(0)
-        cache = DynamicCache()
-        out = self.model(
-            input_ids=ids,
-            attention_mask=self._bias(seen[:, None]),
-            position_ids=positions,
-            past_key_values=cache,
-            logits_to_keep=1,
-        )
+        logits, cache, pad = decode.prefill(self.model, prompts, width, self.eos)
+        real = torch.arange(width, device=self.model.device) >= pad[:, None]
         visible = self._bias(F.pad(real, (0, room), value=True)[:, None, None])
-        repeat = [x.repeat_interleave(n, dim=0) for x in (out.logits[:, -1], visible, width - pad)]
+        repeat = [x.repeat_interleave(n, dim=0) for x in (logits, visible, width - pad)]
         return repeat[0], KVCache(cache, n, width + room), repeat[1], repeat[2]
 
     def _bias(self, seen: Tensor) -> Tensor:

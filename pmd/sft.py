@@ -14,7 +14,7 @@ from pmd.files import write_json, write_jsonl
 from pmd.forward import log_probs
 from pmd.packing import pack
 from pmd.params import Base
-from pmd.policy import build_policy, save_policy
+from pmd.policy import build_policy, check_device, save_policy
 from pmd.seeds import derive, prompt_order
 from pmd.tasks import SYMBOLS
 
@@ -33,9 +33,10 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     """Train from scratch on `traces` (prompt, response) and write the model folder `out`; returns its metrics.
 
     Minimises the mean negative log-likelihood of a response token. A run that stopped goes on from its last
-    checkpoint. ValueError before any work if a trace has no response.
+    checkpoint. ValueError before any work if a trace has no response or there is no such device.
     """
     out = Path(out)
+    check_device(config.device)
     for number, trace in enumerate(traces, start=1):
         if not trace.get("response"):
             raise ValueError(f"supervised trace {number} (id {trace['id']!r}): column 'response' is missing or empty")
@@ -44,12 +45,13 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     model, tokenizer = build_policy(
         SYMBOLS, config.layers, config.width, config.heads, config.kv_heads, config.feedforward, config.seed
     )
+    model.to(config.device)
     prompts = [tokenizer.encode(trace["prompt"]) for trace in traces]
     responses = [[[*tokenizer.encode(trace["response"]), tokenizer.eos_token_id]] for trace in traces]
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.95), weight_decay=0.1, fused=True)
     work = out.with_name(f"{out.name}-work")
     found = checkpoint.latest(work)
-    state = checkpoint.load(found, model, optimizer) if found else {"step": 0, "log": [], "seconds": 0.0}
+    state = checkpoint.load(found, model, optimizer)[0] if found else {"step": 0, "log": [], "seconds": 0.0}
     start = time.perf_counter() - state["seconds"]
     with tqdm(total=config.steps, initial=state["step"], disable=not progress, desc="base", mininterval=1) as bar:
         for step in range(state["step"] + 1, config.steps + 1):
@@ -72,7 +74,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
 def _step(
     config: Base, step: int, model, optimizer, prompts: list[list[int]], responses: list[list[list[int]]]
 ) -> float:
-    log_p, _ = log_probs(model, pack(prompts, responses))
+    log_p, _ = log_probs(model, pack(prompts, responses, config.device))
     loss = -log_p.mean()
     if not math.isfinite(loss.item()):
         raise FloatingPointError(

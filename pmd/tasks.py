@@ -3,10 +3,11 @@
 A problem set is a JSONL file in the field's convention for verifiable rewards: `prompt`, `ground_truth`, `source`,
 `split`, `difficulty` (and `id`; supervised sets add `response`). The embedded task is multi-step arithmetic with
 worked steps: the prompt `47+38-13=` is answered by rewriting what remains, `85-13=72`. Every running total stays
-in 0..99, so the difficulty is the number of terms alone.
+in 0..99, so the difficulty is the number of terms alone. A `Task` may have more digits and more terms.
 
 `python -m pmd.tasks generate OUT` writes the five splits and refuses if they differ from what `data.dvc` pins;
-`python -m pmd.tasks pin` accepts a changed generator on purpose.
+`python -m pmd.tasks pin` accepts a changed generator on purpose; `python -m pmd.tasks harder NAME OUT` writes those of
+the entry `tasks.NAME` of params.yaml.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ import json
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
+from pmd import params
 from pmd.files import ROOT, read_jsonl, write_jsonl, write_text
+from pmd.params import require, strict
+
+Quota = dict[str, dict[int, int]]
+"""Prompts per split and difficulty: {split: {number of terms: problems}}."""
 
 COLUMNS = ("id", "prompt", "ground_truth", "source", "split", "difficulty")
 RULES = ("exact", "dapo", "math")
@@ -30,14 +38,17 @@ RULES = ("exact", "dapo", "math")
 SYMBOLS = "0123456789+-="
 SOURCE = "pmd/arithmetic"
 
-SPLITS = {  # split: {number of terms: problems}; T <= 5 is seen in training, T = 6, 7 never is
+SPLITS: Quota = {  # T <= 5 is seen in training, T = 6, 7 never is
     "val": {2: 12, 3: 28, 4: 30, 5: 30},
     "test": {2: 12, 3: 28, 4: 30, 5: 30},
     "ood": {6: 50, 7: 50},
     "rl": {2: 500, 3: 1500, 4: 2000, 5: 2000},
     "sft": {2: 3000, 3: 18000, 4: 20000, 5: 20000},
 }
-"""Prompts per split and difficulty. At two terms only 10,100 problems exist, hence the small quota."""
+"""Of the embedded sets. At two terms only 10,100 problems exist, hence the small quota."""
+
+DIGITS = 2
+"""Of the embedded sets' running totals."""
 
 FAULTS = {"carry": 0.75, "slip": 0.05, "hasty": 0.12}
 """Probability of each deliberate fault in a supervised step (a fault-free base model would leave RL nothing to do).
@@ -46,11 +57,11 @@ carry: a carry or borrow is dropped (only where there is one); slip: the result 
 remaining steps are skipped and an answer guessed.
 """
 
-CARD = """# The embedded problem sets
+CARD = """# {title}
 
-Multi-step arithmetic with worked steps, written by `python -m pmd.tasks generate` (deterministic; pinned by `data.dvc`).
+Multi-step arithmetic with worked steps, written by `python -m pmd.tasks {command}` (deterministic{pinned}).
 A prompt is an expression of T terms and `=`; a response rewrites what remains after each step and ends with the answer:
-`47+38-13=` is answered `85-13=72`. Every running total is in 0..99. The reward is 1 if and only if the response
+`47+38-13=` is answered `85-13=72`. Every running total is in 0..{largest}. The reward is 1 if and only if the response
 ends and the text after its last `=` is the answer, digit for digit (`pmd/verifier.py`).
 
 | column | meaning |
@@ -71,18 +82,72 @@ No prompt occurs twice, within or across splits. Licence: Apache-2.0, with the c
 """
 
 
+@dataclass(frozen=True)
+class Task:
+    """A harder version of the embedded task: an entry of `tasks`, named by its key.
+
+    digits: of every running total; terms: T of the problems in training, ood: those that never are; val, test, rl, sft:
+    the problems of each split, shared equally among its T; ood has as many as test.
+    """
+
+    name: str
+    seed: int
+    digits: int
+    terms: list
+    ood: list
+    val: int
+    test: int
+    rl: int
+    sft: int
+
+    def __post_init__(self):
+        def check(condition: bool, key: str, allowed: str) -> None:
+            require(condition, f"tasks.{self.name}.{key}", getattr(self, key), allowed)
+
+        check(2 <= self.digits <= 9, "digits", "in 2..9")
+        for key in ("terms", "ood"):
+            found = getattr(self, key)
+            whole = all(type(t) is int and t >= 2 for t in found)
+            check(whole and len(set(found)) == len(found) > 0, key, "a list of different integers, each at least 2")
+        check(not set(self.terms) & set(self.ood), "ood", f"other numbers of terms than tasks.{self.name}.terms")
+        for key in ("val", "test", "rl", "sft"):
+            check(getattr(self, key) >= len(self.terms), key, f"at least {len(self.terms)}, one for each of its terms")
+        for t in self.terms:  # from any total in 0..L a step has L + 2 choices, and no problem is taken twice
+            possible = 10**self.digits * (10**self.digits + 1) ** (t - 1)
+            needed = sum(quota.get(t, 0) for quota in self.quota.values())
+            check(2 * needed <= possible, "sft", f"smaller: of {possible:,} problems of {t} terms it takes {needed:,}")
+
+    @property
+    def quota(self) -> Quota:
+        sizes = {"val": self.val, "test": self.test, "ood": self.test, "rl": self.rl, "sft": self.sft}
+        return {split: share(size, self.ood if split == "ood" else self.terms) for split, size in sizes.items()}
+
+
+def share(size: int, terms: list[int]) -> dict[int, int]:
+    """`size` problems in parts as equal as can be."""
+    return {t: size * (i + 1) // len(terms) - size * i // len(terms) for i, t in enumerate(terms)}
+
+
+def task(entries: dict[str, Any], name: str) -> Task:
+    """The entry `name` of the `tasks` namespace, checked."""
+    require(name in entries, "tasks", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
+    require(isinstance(entries[name], dict), f"tasks.{name}", entries[name], "a mapping")
+    return strict(Task, f"tasks.{name}", {"name": name} | entries[name])
+
+
 def apply(total: int, sign: str, term: int) -> int:
     """One step: total ± term."""
     return total + term if sign == "+" else total - term
 
 
-def problem(rng: random.Random, terms: int) -> tuple[int, list[tuple[str, int]]]:
-    """A start in 0..99 and `terms - 1` signed terms that keep every running total in 0..99."""
-    start = total = int(rng.random() * 100)
+def problem(rng: random.Random, terms: int, digits: int = DIGITS) -> tuple[int, list[tuple[str, int]]]:
+    """A start and `terms - 1` signed terms that keep every running total in 0..99, or to so many digits."""
+    largest = 10**digits - 1
+    start = total = int(rng.random() * (largest + 1))
     steps = []
     for _ in range(terms - 1):
         sign = "+" if rng.random() < 0.5 else "-"
-        term = int(rng.random() * ((99 - total if sign == "+" else total) + 1))
+        term = int(rng.random() * ((largest - total if sign == "+" else total) + 1))
         steps.append((sign, term))
         total = apply(total, sign, term)
     return start, steps
@@ -93,42 +158,41 @@ def expression(total: int, steps: list[tuple[str, int]]) -> str:
     return str(total) + "".join(f"{sign}{term}" for sign, term in steps)
 
 
-def drop_carry(total: int, sign: str, term: int) -> int:
-    """Add or subtract digit by digit, losing the carry or borrow between units and tens."""
-    units = apply(total % 10, sign, term % 10) % 10
-    tens = apply(total // 10, sign, term // 10) % 10
-    return 10 * tens + units
+def drop_carry(total: int, sign: str, term: int, digits: int = DIGITS) -> int:
+    """Add or subtract digit by digit, losing every carry or borrow between them."""
+    places = [10**i for i in range(digits)]
+    return sum(place * (apply(total // place % 10, sign, term // place % 10) % 10) for place in places)
 
 
-def trace(rng: random.Random, start: int, steps: list[tuple[str, int]]) -> str:
+def trace(rng: random.Random, start: int, steps: list[tuple[str, int]], digits: int = DIGITS) -> str:
     """A worked answer to the problem, with the faults of FAULTS."""
-    total, lines = start, []
+    total, lines, largest = start, [], 10**digits - 1
     for i, (sign, term) in enumerate(steps):
         correct = apply(total, sign, term)
-        dropped = drop_carry(total, sign, term)
+        dropped = drop_carry(total, sign, term, digits)
         total = correct
         if dropped != correct and rng.random() < FAULTS["carry"]:
             total = dropped
         elif rng.random() < FAULTS["slip"]:
-            total = min(99, max(0, correct + (1 if rng.random() < 0.5 else -1)))
+            total = min(largest, max(0, correct + (1 if rng.random() < 0.5 else -1)))
         rest = steps[i + 1 :]
         if len(rest) > 1 and rng.random() < FAULTS["hasty"]:
-            return "=".join([*lines, expression(total, rest), str(int(rng.random() * 100))])
+            return "=".join([*lines, expression(total, rest), str(int(rng.random() * (largest + 1)))])
         lines.append(expression(total, rest))
     return "=".join(lines)
 
 
-def splits(seed: int = 0) -> dict[str, list[dict]]:
-    """Every split of the embedded task; no prompt occurs twice. Uses only `random.random`, stable across Pythons."""
+def splits(seed: int = 0, quotas: Quota = SPLITS, digits: int = DIGITS) -> dict[str, list[dict]]:
+    """Every split of the embedded task, or of a harder one; no prompt occurs twice. Uses only `random.random`, stable across Pythons."""
     rng = random.Random(seed)
     seen: set[str] = set()
     made = {}
-    for split, quota in SPLITS.items():
+    for split, quota in quotas.items():
         rows = []
         for terms, count in quota.items():
             for _ in range(count):
                 start, steps = next(
-                    p for p in iter(lambda t=terms: problem(rng, t), None) if expression(*p) not in seen
+                    p for p in iter(lambda t=terms: problem(rng, t, digits), None) if expression(*p) not in seen
                 )
                 seen.add(expression(start, steps))
                 answer = start
@@ -141,14 +205,18 @@ def splits(seed: int = 0) -> dict[str, list[dict]]:
                     "split": split,
                     "difficulty": terms,
                 }
-                rows.append(row | {"response": trace(rng, start, steps)} if split == "sft" else row)
+                rows.append(row | {"response": trace(rng, start, steps, digits)} if split == "sft" else row)
         rng.shuffle(rows)
         made[split] = [{"id": f"{split}-{i}", **row} for i, row in enumerate(rows)]
     return made
 
 
-def card() -> str:
-    """The data card, as Markdown."""
+def card(harder: Task | None = None) -> str:
+    """The data card of the embedded sets, or of a harder version, as Markdown."""
+    of = {"title": "The embedded problem sets", "command": "generate", "pinned": "; pinned by `data.dvc`"}
+    if harder:
+        of = {"title": f"The embedded task, harder: {harder.name}", "command": f"harder {harder.name}", "pinned": ""}
+    quotas, digits = (harder.quota, harder.digits) if harder else (SPLITS, DIGITS)
     use = {
         "val": "choosing hyper-parameters and checkpoints",
         "test": "in-distribution test",
@@ -158,10 +226,10 @@ def card() -> str:
     }
     rows = [
         f"| {split} | {sum(quota.values()):,} | {', '.join(f'{t} ({c:,})' for t, c in quota.items())} | {use[split]} |"
-        for split, quota in SPLITS.items()
+        for split, quota in quotas.items()
     ]
     faults = ", ".join(f"{name} {probability}" for name, probability in FAULTS.items())
-    return CARD.format(source=SOURCE, faults=faults, splits="\n".join(rows))
+    return CARD.format(source=SOURCE, faults=faults, splits="\n".join(rows), largest=10**digits - 1, **of)
 
 
 def directory_hash(folder: Path) -> str:
@@ -174,12 +242,13 @@ def directory_hash(folder: Path) -> str:
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def generate(out: str | Path) -> str:
-    """Write the five splits and the card to `out`; return the folder's hash."""
+def generate(out: str | Path, harder: Task | None = None) -> str:
+    """Write the five splits, of the embedded task or of a harder one, and the card to `out`; return the folder's hash."""
     out = Path(out)
-    for split, rows in splits().items():
+    made = splits(harder.seed, harder.quota, harder.digits) if harder else splits()
+    for split, rows in made.items():
         write_jsonl(out / f"{split}.jsonl", rows)
-    write_text(out / "README.md", card())
+    write_text(out / "README.md", card(harder))
     return directory_hash(out)
 
 
@@ -245,12 +314,24 @@ def _entry(fields: dict[str, str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`generate OUT` writes the splits and checks them against data.dvc; `pin` accepts them as they are now."""
+    """`generate OUT` writes the splits and checks them against data.dvc; `pin` accepts them as they are now;
+    `harder NAME OUT` writes those of an entry of `tasks`."""
     parser = argparse.ArgumentParser(prog="python -m pmd.tasks", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("generate").add_argument("out", type=Path)
     commands.add_parser("pin")
+    harder = commands.add_parser("harder")
+    harder.add_argument("name")
+    harder.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
+    if options.command == "harder":
+        try:
+            spec = task(params.load()["tasks"], options.name)
+        except ValueError as error:
+            sys.exit(str(error))
+        generate(options.out, spec)
+        print(f"{options.out}: {_counts(spec.quota)}")
+        return
     if options.command == "pin":
         digest = generate(ROOT / "runs" / "problems")
         pin(digest)
@@ -262,7 +343,11 @@ def main(arguments: list[str] | None = None) -> None:
             f"{options.out}: the generator now writes {digest}, data.dvc pins {pinned}; "
             "undo the change to pmd/tasks.py, or accept it with `python -m pmd.tasks pin`"
         )
-    print(f"{options.out}: {', '.join(f'{s} {sum(q.values()):,}' for s, q in SPLITS.items())}; hash as pinned")
+    print(f"{options.out}: {_counts(SPLITS)}; hash as pinned")
+
+
+def _counts(quotas: Quota) -> str:
+    return ", ".join(f"{split} {sum(quota.values()):,}" for split, quota in quotas.items())
 
 
 if __name__ == "__main__":

@@ -1,75 +1,49 @@
 """The reinforcement-learning loop, one for every scale and method.
 
 A step: rollouts from π_t → rewards → log π_t from the trainer's own forward pass → advantages → K minibatches of
-whole groups, one optimizer step each → measurements → evaluation → checkpoint. log π_t is frozen for the whole
-batch, so minibatches 2..K are off-policy by design (arXiv:2602.05933, practical algorithm). A minibatch too large for
-one forward and backward pass is cut into microbatches whose gradients add up to its own.
+whole groups, one optimizer step each → measurements (from log π_t on: pmd/update.py) → evaluation → checkpoint. In a
+torchrun job every rank runs this loop; pmd/distributed.py says what is divided among them.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pmd import checkpoint, theory
+from pmd import checkpoint, distributed
 from pmd.evaluate import accuracy, respond, score, summarise
 from pmd.files import read_json, read_jsonl, write_json, write_jsonl
-from pmd.forward import checkpoint_activations, log_probs
-from pmd.objectives import OBJECTIVES, Hyper, Minibatch, group_mean, keep_groups, leave_one_out_mean
-from pmd.packing import Packed, pack
+from pmd.forward import checkpoint_activations, compile_layers
+from pmd.minibatches import Rollouts, from_tensors, to_tensors
 from pmd.params import Train, identity
-from pmd.policy import load_policy, save_policy
+from pmd.policy import check_device, load_policy, save_policy
 from pmd.prompts import encode
 from pmd.rollout import Engine, Sampling, TorchEngine
 from pmd.seeds import derive, prompt_order
+from pmd.update import Clock, learn, remember
 
 LOGS = ("log.jsonl", "timing.jsonl", "eval.jsonl")
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """A step's G groups of n responses: token ids and rewards [G, n]."""
-
-    prompts: list[list[int]]
-    responses: list[list[list[int]]]
-    rewards: Tensor
-    truncated: float
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(response) for group in self.responses for response in group)
-
-
-@dataclass(frozen=True)
-class Microbatch:
-    """S responses for one forward and backward pass, and their advantages [S]."""
-
-    packed: Packed
-    advantage: Tensor
-
-
 @dataclass
-class Clock:
-    """Seconds by phase."""
+class Policy:
+    """What a rank trains and samples from; source: the model that the engine samples, itself or a copy elsewhere."""
 
-    seconds: dict[str, float]
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+    model: PreTrainedModel
+    source: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    engine: Engine
 
 
 def train(
@@ -78,44 +52,42 @@ def train(
     problems: list[dict],
     sets: dict[str, list[dict]],
     out: str | Path,
-    engine: Callable[..., Engine] = TorchEngine,
+    engine: Callable[..., Engine] | None = None,
     progress: bool = True,
     tags: dict | None = None,
 ) -> dict:
     """Train the policy in folder `base` on `problems`; evaluate on `sets` (which has "val"); write everything to `out`.
 
-    A run that stopped goes on from its last checkpoint and ends with the bits it would have had. Returns result.json's
-    content. ValueError before any work if `out` holds another run; FloatingPointError at a loss that is not finite.
+    engine(model, end of sequence) makes what samples, None being the one that `config` names. In a torchrun job every
+    rank calls this alike, and rank 0 writes. A run that stopped goes on from its last checkpoint and ends with the bits
+    it would have had (on as many ranks). Returns result.json's content. ValueError before any work if `out` holds
+    another run or ranks differ; FloatingPointError at a loss that is not finite.
     """
     out, tags = Path(out), tags or {}
+    device = distributed.start(config.device)
+    distributed.agree("ranks", identity(config, tags) | {"model": str(base), "torch": torch.__version__})
     if (out / "result.json").exists():
         _same_run(out, config, tags)
         return read_json(out / "result.json")
     torch.set_num_threads(config.threads)
-    model, tokenizer = load_policy(base, config.device, compute=config.dtype)
-    if config.checkpoint_activations:
-        checkpoint_activations(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        config.lr,
-        (config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    state = _begin(out, config, tags, model, optimizer)
-    sampler = engine(model, tokenizer.eos_token_id)
+    policy = load(config, base, device, engine)
+    state, waiting = _begin(out, config, tags, policy)
     first, carried = state["step"], 0.0
     bar = tqdm(
         total=config.steps,
         initial=max(0, first - 1),
-        disable=not progress,
+        disable=not (progress and distributed.world()[0] == 0),
         desc=f"{config.method}/{config.seed}",
     )
     for step in range(first, config.steps + 1):
         clock = Clock({"checkpoint": carried})
         if step > 0:
-            row = _step(config, step, model, tokenizer, optimizer, sampler, problems, clock)
-            state["tokens"] += row.pop("step_tokens")
+            rollouts, following = _rollouts(config, step, policy, problems, waiting, clock)
+            row = learn(config, step, policy.model, policy.optimizer, rollouts, clock) | _drift(policy.engine)
+            if following:
+                with clock.phase("rollout"):  # what the update did not hide
+                    waiting[step + config.staleness] = following.result()
+            state["tokens"] += rollouts.tokens
             state["rollouts"] += config.prompts * config.group_size
             _append(
                 out / "log.jsonl",
@@ -123,7 +95,7 @@ def train(
             )
         if step % config.eval_every == 0 or step == config.steps:
             with clock.phase("eval"):
-                _evaluate(config, step, model, tokenizer, sampler, sets, out, state)
+                _evaluate(config, step, policy, sets, out, state)
         if step > 0:
             timing = _timing(clock, step, row, state)
             _append(out / "timing.jsonl", timing)
@@ -135,213 +107,165 @@ def train(
             )
             if step % config.checkpoint_every == 0 or step == config.steps:
                 start = time.perf_counter()
-                checkpoint.save(out, step, model, optimizer, state | {"step": step})
+                kept = {at: to_tensors(rollouts) for at, rollouts in waiting.items()}
+                checkpoint.save(out, step, policy.model, policy.optimizer, state | {"step": step}, kept)
                 carried = (
                     time.perf_counter() - start
                 )  # logged with the next step: this one's row must be complete first
     bar.close()
-    save_policy(model, tokenizer, out / "last")
+    save_policy(policy.model, policy.tokenizer, out / "last")
     result = {
         "last_step": config.steps,
         "best_step": state["best_step"],
         "val_last": state["val"],
         "val_best": state["best"],
     }
-    write_json(out / "result.json", result)
+    if distributed.world()[0] == 0:
+        write_json(out / "result.json", result)
+    distributed.barrier()
     return result
 
 
-def _step(
-    config: Train, step: int, model, tokenizer, optimizer, engine: Engine, problems: list[dict], clock: Clock
-) -> dict:
-    """One step of policy mirror descent; returns its row of the log."""
-    chosen = [problems[i] for i in prompt_order(config.seed, step, config.prompts, len(problems))]
-    with clock.phase("rollout"):
-        prompts = [encode(tokenizer, problem["prompt"]) for problem in chosen]
-        sampling = Sampling(config.max_tokens, config.temperature)
-        responses = engine.sample(prompts, config.group_size, sampling, derive(config.seed, step, "rollout"))
-    with clock.phase("reward"):
-        rollouts = judge(chosen, prompts, responses, tokenizer)
-    objective = OBJECTIVES[config.method]
-    advantages = objective.advantage(rollouts.rewards.double(), config.tau).float()
-    kept = keep_groups(rollouts.rewards, config.filter_low, config.filter_high).nonzero()[:, 0].tolist()
+# --- the policy and its engine -------------------------------------------------------------------------------------
+
+
+def load(config: Train, base: str | Path, device: str, engine: Callable[..., Engine] | None = None) -> Policy:
+    """The policy of a run, its optimizer and its engine; several ranks load on the CPU and shard from there."""
+    many = distributed.world()[1] > 1
+    model, tokenizer = load_policy(
+        base, "cpu" if many else device, "auto" if many else "float32", config.dtype, placed=device
+    )
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    if config.compile:
+        compile_layers(model)
+    if many:
+        distributed.shard(model, device)
+    source = _elsewhere(model, config.rollout_device) if config.rollout_device else model
+    betas = (config.beta1, config.beta2)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True)
+    make = engine or ENGINES[config.engine]
+    return Policy(model, source, tokenizer, optimizer, make(source, tokenizer.eos_token_id, **config.engine_options))
+
+
+def _elsewhere(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """A copy of the policy on another device; ValueError if there is none or the policy is sharded."""
+    if distributed.world()[1] > 1:
+        raise ValueError(f"train.rollout_device: got {device!r}, must be null with several ranks")
+    check_device(device)
+    return copy.deepcopy(model).requires_grad_(False).to(device)
+
+
+def _torch_engine(model: PreTrainedModel, eos: int) -> Engine:
+    return distributed.ReplicaEngine(model, eos) if distributed.world()[1] > 1 else TorchEngine(model, eos)
+
+
+def _vllm_engine(model: PreTrainedModel, eos: int, **options) -> Engine:
+    from pmd.vllm_engine import VLLMEngine  # only here: most environments have no vLLM
+
+    return VLLMEngine(model, eos, **options)
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {"torch": _torch_engine, "vllm": _vllm_engine}
+
+
+def _drift(engine: Engine) -> dict:
+    """How far the engine's log-probs are from the trainer's [nats], for an engine that compares: over all ranks."""
+    drifts = [drift for drift in distributed.gather(getattr(engine, "drift", None)) if drift and drift.tokens]
+    if not drifts:
+        return {}
+    tokens = sum(drift.tokens for drift in drifts)
+    mean = sum(drift.mean * drift.tokens for drift in drifts) / tokens
+    return {"drift": mean, "drift_largest": max(drift.largest for drift in drifts)}
+
+
+# --- rollouts ------------------------------------------------------------------------------------------------------
+
+
+def _rollouts(
+    config: Train, step: int, policy: Policy, problems: list[dict], waiting: dict[int, Rollouts], clock: Clock
+) -> tuple[Rollouts, Future | None]:
+    """(what `step` learns from, what is being sampled meanwhile on another device).
+
+    With staleness s, step t samples the batch of step t + s, which then waits together with the log π_t of the policy
+    that sampled it; the first s batches are sampled at the first step.
+    """
+    if config.staleness == 0:
+        return _sample(config, step, policy, problems, clock), None
+    _refresh(policy)
+    last = min(step + config.staleness, config.steps)
+    missing = list(range(max(waiting, default=step - 1) + 1, last + 1))
+    meanwhile = missing.pop() if config.rollout_device and missing else None
+    for at in missing:
+        waiting[at] = _sample_to_wait(config, at, policy, problems, clock)
+    if meanwhile is None:
+        return waiting.pop(step), None
+    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.threads,))
+    following = pool.submit(_sample_to_wait, config, meanwhile, policy, problems, Clock({}))
+    pool.shutdown(wait=False)
+    return waiting.pop(step), following
+
+
+def _sample_to_wait(config: Train, step: int, policy: Policy, problems: list[dict], clock: Clock) -> Rollouts:
+    fresh = _sample(config, step, policy, problems, clock)
     with clock.phase("old"):
-        parts = [part for part in _split(kept, config.minibatches) if part]
-        minibatches = [_microbatches(rollouts, advantages, part, config) for part in parts]
-        batches = [batch for minibatch in minibatches for batch in minibatch]
-        # the first minibatch is met at θ = θ_t: the forward pass of its update, if it is one, is also its log π_t
-        first = [minibatch[0] for minibatch in minibatches[:1] if len(minibatch) == 1]
-        forward = [log_probs(model, batch.packed, config.temperature) for batch in first]
-        old = [(log_p.detach(), entropy.mean().item()) for log_p, entropy in forward]
-        old += [_old_log_probs(model, batch.packed, config) for batch in batches[len(old) :]]
-    with clock.phase("update"):
-        before = iter([log_p for log_p, _ in old])
-        updates = [
-            _update(config, step, model, optimizer, [(batch, next(before)) for batch in minibatch], forward)
-            for minibatch in minibatches
-        ]
-    with clock.phase("probe"):
-        probed = [g for part in parts[: config.probe] for g in part]
-        measured = _measure(model, batches[: sum(map(len, minibatches[: config.probe]))], old, config)
-    return {
-        **_rollout_metrics(rollouts),
-        "kept": len(kept) / len(chosen),
-        "entropy": _mean([entropy for _, entropy in old], [len(batch.packed.target) for batch in batches]),
-        **{key: _mean([u[key] for u in updates]) for key in ("loss", "grad_norm", "clip_fraction")},
-        **measured,
-        **_predicted(config, rollouts.rewards[probed]),
-        "step_tokens": rollouts.tokens,
-    }
+        return replace(fresh, **remember(config, policy.source, fresh))
+
+
+@torch.no_grad()
+def _refresh(policy: Policy) -> None:
+    """Give the copy that samples elsewhere the present weights."""
+    if policy.source is not policy.model:
+        for mine, new in zip(policy.source.parameters(), policy.model.parameters(), strict=True):
+            mine.copy_(new)
+
+
+def _sample(config: Train, step: int, policy: Policy, problems: list[dict], clock: Clock) -> Rollouts:
+    """The batch of prompts of `step`, answered by the present policy and judged; each rank does its share of both."""
+    chosen = [problems[i] for i in prompt_order(config.seed, step, config.prompts, len(problems))]
+    prompts = [encode(policy.tokenizer, problem["prompt"]) for problem in chosen]
+    how = (config.group_size, Sampling(config.max_tokens, config.temperature), derive(config.seed, step, "rollout"))
+    scored = config.importance_cap is not None
+
+    def answer(share: list[list[int]], first: int) -> list:
+        if scored:
+            return list(zip(*policy.engine.sample_scored(share, *how, first), strict=True))
+        return policy.engine.sample(share, *how, first)
+
+    with clock.phase("rollout"):
+        found = distributed.spread(answer, prompts, getattr(policy.engine, "copies", 1))
+        responses, sampled = map(list, zip(*found, strict=True)) if scored else (found, None)
+    with clock.phase("reward"):
+        return replace(judge(chosen, prompts, responses, policy.tokenizer), sampled=sampled)
 
 
 def judge(problems: list[dict], prompts: list[list[int]], responses: list[list[list[int]]], tokenizer) -> Rollouts:
-    """Score every response, all in one batch."""
-    scores = score(problems, responses, tokenizer)
+    """Score every response, a rank's share all in one batch."""
+    scores = distributed.spread(
+        lambda share, first: score(share, responses[first : first + len(share)], tokenizer), problems
+    )
     rewards = torch.tensor([s["reward"] for s in scores]).reshape(len(problems), -1)
     truncated = sum(s["truncated"] for s in scores) / len(scores)
     return Rollouts(prompts, responses, rewards, truncated)
 
 
-def _split(groups: list[int], parts: int) -> list[list[int]]:
-    """K minibatches of whole groups, as equal as can be."""
-    return [groups[len(groups) * i // parts : len(groups) * (i + 1) // parts] for i in range(parts)]
+# --- evaluation and logs -------------------------------------------------------------------------------------------
 
 
-def _cut(rollouts: Rollouts, groups: list[int], budget: int | None) -> list[dict[int, list[int]]]:
-    """A minibatch's groups in microbatches {group: its responses} of at most `budget` packed tokens each, None being no
-    bound. A group's prompt stands in every microbatch that holds some of it; a response beyond the budget stands alone.
-    """
-    parts, tokens = [{}], 0
-    for g in groups:
-        for i, response in enumerate(rollouts.responses[g]):
-            prompt, fed = len(rollouts.prompts[g]), len(response) - 1
-            more = fed + (0 if g in parts[-1] else prompt)
-            if parts[-1] and budget is not None and tokens + more > budget:
-                parts.append({})
-                tokens, more = 0, fed + prompt
-            parts[-1].setdefault(g, []).append(i)
-            tokens += more
-    return parts
-
-
-def _microbatches(rollouts: Rollouts, advantages: Tensor, groups: list[int], config: Train) -> list[Microbatch]:
-    """A minibatch of whole groups, packed for one pass after another; advantages: [G, n], from the whole groups."""
-    batches = []
-    for part in _cut(rollouts, groups, config.microbatch_tokens):
-        responses = [[rollouts.responses[g][i] for i in chosen] for g, chosen in part.items()]
-        packed = pack([rollouts.prompts[g] for g in part], responses, config.device)
-        advantage = torch.cat([advantages[g, chosen] for g, chosen in part.items()])
-        batches.append(Microbatch(packed, advantage.to(config.device)))
-    return batches
-
-
-@torch.no_grad()
-def _old_log_probs(model, packed: Packed, config: Train) -> tuple[Tensor, float]:
-    log_p, entropy = log_probs(model, packed, config.temperature)
-    return log_p, entropy.mean().item()
-
-
-def _update(
-    config: Train, step: int, model, optimizer, batches: list[tuple[Microbatch, Tensor]], forward: list[tuple]
-) -> dict:
-    """One optimizer step on one minibatch, given as microbatches with their log π_t.
-
-    forward: log-probabilities already computed with their graph; taken from the list, so that it is freed.
-    """
-    whole = (sum(len(b.packed.lengths) for b, _ in batches), sum(len(b.packed.target) for b, _ in batches))
-    optimizer.zero_grad(set_to_none=True)
-    total, active = 0.0, []
-    for batch, before in batches:
-        packed = batch.packed
-        new, _ = forward.pop() if forward else log_probs(model, packed, config.temperature)
-        seen = Minibatch(new - before, batch.advantage, packed.sequence, packed.lengths, config.max_tokens, whole)
-        loss, clipped = OBJECTIVES[config.method].loss(seen, hyper(config))
-        loss.backward()
-        total += loss.item()
-        active += [] if clipped is None else [clipped]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        raise FloatingPointError(
-            f"step {step}: the loss is {total} and its gradient norm {norm} (method {config.method}, "
-            f"lr {config.lr}, tau {config.tau}); training stopped before the update, the last checkpoint is kept"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * min(1.0, step / (config.warmup + 1))
-    optimizer.step()
-    clip_fraction = torch.cat(active).float().mean().item() if active else None
-    return {"loss": total, "grad_norm": norm, "clip_fraction": clip_fraction}
-
-
-def hyper(config: Train) -> Hyper:
-    """The loss's hyper-parameters of a run."""
-    return Hyper(config.tau, config.clip_low, config.clip_high, config.normalise)
-
-
-@torch.no_grad()
-def _measure(model, batches: list[Microbatch], old: list[tuple[Tensor, float]], config: Train) -> dict:
-    """−mean(s), which estimates λ, and KL(π_{t+1}‖π_t), χ²(π_{t+1}‖π_t) from π_t's own rollouts, in nats.
-
-    KL is the mean of ρ s − ρ + 1 and χ² of (ρ − 1)²: the unbiased estimators that cannot be negative.
-    """
-    if not batches:
-        return {"lambda": 0.0, "kl": 0.0, "chi2": 0.0}
-    s = []
-    for batch, (before, _) in zip(batches, old, strict=False):
-        after, _ = log_probs(model, batch.packed, config.temperature)
-        s.append(Minibatch(after - before, before, batch.packed.sequence, batch.packed.lengths, 1).s.double())
-    s = torch.cat(s)
-    # far from π_t, ρ overflows; the log records the largest double rather than stopping the run
-    rho = s.clamp(max=300).exp()
-    values = {"lambda": -s.mean(), "kl": (rho * s - rho + 1).mean(), "chi2": ((rho - 1) ** 2).mean()}
-    return {key: value.item() for key, value in values.items()}
-
-
-def _predicted(config: Train, rewards: Tensor) -> dict:
-    """What the population update predicts for the same groups: for the methods whose baseline is a mean, else None."""
-    n = config.group_size
-    tau = {leave_one_out_mean: config.tau * (n - 1) / n, group_mean: config.tau}.get(
-        OBJECTIVES[config.method].advantage
-    )
-    if tau is None or "tau" not in OBJECTIVES[config.method].uses or len(rewards) == 0:
-        return dict.fromkeys(("lambda_theory", "kl_theory", "chi2_theory"))
-    predicted = theory.predicted_lambda(rewards.double().numpy(), tau)
-    return {
-        f"{key}_theory": float(np.mean(value)) for key, value in zip(("lambda", "kl", "chi2"), predicted, strict=True)
-    }
-
-
-def _rollout_metrics(rollouts: Rollouts) -> dict:
-    rewards = rollouts.rewards
-    return {
-        "reward": rewards.mean().item(),
-        "signal": ((rewards != rewards[:, :1]).any(1)).float().mean().item(),
-        "length": rollouts.tokens / rewards.numel(),
-        "truncated": rollouts.truncated,
-        "successes": (rewards == 1).sum(1).tolist(),
-        "group_size": rewards.shape[1],
-    }
-
-
-def _mean(values: list[float | None], weights: list[int] | None = None) -> float | None:
-    """Weighted mean; None if there is nothing to average."""
-    if not values or values[0] is None:
-        return None
-    weights = weights or [1] * len(values)
-    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-
-
-def _evaluate(config: Train, step: int, model, tokenizer, engine: Engine, sets: dict, out: Path, state: dict) -> None:
+def _evaluate(config: Train, step: int, policy: Policy, sets: dict, out: Path, state: dict) -> None:
     """Evaluate on every set; a better validation score keeps the weights in `best/`."""
     sampling = Sampling(config.eval_max_tokens, 1.0, config.eval_top_p)
+    _refresh(policy)
     for name, problems in sets.items():
         seed = derive(config.seed, step, f"eval/{name}")
-        summary = summarise(respond(engine, tokenizer, problems, config.eval_k, sampling, seed), problems)
+        samples = respond(policy.engine, policy.tokenizer, problems, config.eval_k, sampling, seed)
+        summary = summarise(samples, problems)
         _append(out / "eval.jsonl", {"step": step, "set": name, **summary})
         if name == "val":
             state["val"] = accuracy(summary)
     if state["val"] > state["best"]:
         state.update(best=state["val"], best_step=step)
-        save_policy(model, tokenizer, out / "best")
+        save_policy(policy.model, policy.tokenizer, out / "best")
 
 
 def _timing(clock: Clock, step: int, row: dict, state: dict) -> dict:
@@ -349,6 +273,7 @@ def _timing(clock: Clock, step: int, row: dict, state: dict) -> dict:
     seconds = clock.seconds
     spent = sum(value for name, value in seconds.items() if name not in ("eval", "checkpoint"))
     state["wall_s"] += spent
+    gpu = {"peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_initialized() else {}
     return {
         "step": step,
         **{
@@ -358,20 +283,23 @@ def _timing(clock: Clock, step: int, row: dict, state: dict) -> dict:
         "wall_s": state["wall_s"],
         "tokens_per_s": row["length"] * len(row["successes"]) * row["group_size"] / spent,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **gpu,
     }
 
 
 # --- starting and going on -----------------------------------------------------------------------------------------
 
 
-def _begin(out: Path, config: Train, tags: dict, model, optimizer) -> dict:
-    """A fresh start, or the state of the last checkpoint with the logs cut back to it."""
-    found = checkpoint.latest(out)
+def _begin(out: Path, config: Train, tags: dict, policy: Policy) -> tuple[dict, dict[int, Rollouts]]:
+    """(state, waiting rollouts) of a fresh start, or of the last checkpoint with the logs cut back to it."""
+    found, main = checkpoint.latest(out), distributed.world()[0] == 0
+    distributed.barrier()  # rank 0 changes the folder only after every rank has looked
     if found is None:
-        for name in LOGS:
-            (out / name).unlink(missing_ok=True)
-        write_json(out / "run.json", identity(config, tags))
-        return {
+        if main:
+            for name in LOGS:
+                (out / name).unlink(missing_ok=True)
+            write_json(out / "run.json", identity(config, tags))
+        state = {
             "step": 0,
             "tokens": 0,
             "rollouts": 0,
@@ -380,11 +308,13 @@ def _begin(out: Path, config: Train, tags: dict, model, optimizer) -> dict:
             "best": -1.0,
             "best_step": 0,
         }
+        return state, {}
     _same_run(out, config, tags)
-    state = checkpoint.load(found, model, optimizer)
-    for name in LOGS:
-        write_jsonl(out / name, [row for row in _complete_rows(out / name) if row["step"] <= state["step"]])
-    return state | {"step": state["step"] + 1}
+    state, kept = checkpoint.load(found, policy.model, policy.optimizer)
+    if main:
+        for name in LOGS:
+            write_jsonl(out / name, [row for row in _complete_rows(out / name) if row["step"] <= state["step"]])
+    return state | {"step": state["step"] + 1}, {at: from_tensors(made) for at, made in kept.items()}
 
 
 def _complete_rows(path: Path) -> list[dict]:
@@ -409,7 +339,9 @@ def _same_run(out: Path, config: Train, tags: dict) -> None:
 
 
 def _append(path: Path, row: dict) -> None:
-    """Append one line at once, so that a kill leaves at most one cut line, which `_complete_rows` drops."""
+    """Rank 0 appends one line at once, so that a kill leaves at most one cut line, which `_complete_rows` drops."""
+    if distributed.world()[0] != 0:
+        return
     line = json.dumps(row, allow_nan=False) + "\n"
     try:
         with path.open("a", encoding="utf-8") as file:

@@ -25,7 +25,7 @@ class Scripted:
             [[*tokenizer.encode(r.rstrip("|")), *([1] if r.endswith("|") else [])] for r in g] for g in script
         ]
 
-    def sample(self, prompts, n, sampling, seed):
+    def sample(self, prompts, n, sampling, seed, first=0):
         assert all(len(group) == n for group in self.script)
         return self.script
 

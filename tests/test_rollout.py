@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pmd import decode
 from pmd.attention import PACKED
+from pmd.policy import load_policy
 from pmd.rollout import Sampling, TorchEngine, choose
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
@@ -101,3 +107,179 @@ def test_a_share_of_a_batch_is_sampled_as_in_the_whole(tiny):
     whole = engine.sample(prompts, 3, Sampling(6), 11)
     assert engine.sample(prompts[:2], 3, Sampling(6), 11) + engine.sample(prompts[2:], 3, Sampling(6), 11, 2) == whole
     assert engine.sample(prompts[2:], 3, Sampling(6), 11) != whole[2:]
+
+
+# --- decoding in static shapes, as on a GPU ---------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Notes every operation of a step, and refuses those that would wait for the device, or copy to it from Python."""
+
+    WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "_unique2", "lift_fresh")
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.WAITING, name
+        out = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+
+def recorded(run):
+    """`run` as a CUDA graph would replay it: the same operations on the same memory, and no line of Python."""
+    operations = Operations()
+    with operations:
+        run()
+
+    def replay():
+        for function, args, kwargs, out in operations.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():  # neither a view nor in place
+                    old.copy_(new)
+
+    return replay
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """Steps are recorded and replayed as on CUDA; the list grows by one a recording."""
+    made = []
+
+    def record(run):
+        made.append(recorded(run))
+        return made[-1]
+
+    monkeypatch.setattr(decode, "recorder", lambda device: record)
+    return made
+
+
+@pytest.mark.parametrize("run", [lambda: torch.ones(1).item(), lambda: torch.tensor([1.0])])
+def test_a_step_that_waits_for_the_device_is_noticed(run):
+    with pytest.raises(AssertionError, match=r"_local_scalar_dense|item|lift_fresh"):
+        recorded(run)
+
+
+LONG = Sampling(150)
+
+
+@pytest.mark.parametrize("sampling", [LONG, Sampling(40, 0.7, 0.8), Sampling(1)])
+@pytest.mark.parametrize("batch", [4096, 7])
+def test_static_decoding_samples_the_same_tokens(tiny, sampling, batch, recordings):
+    """By replayed steps, over several buckets of rows and lengths, also with batches that cut through a group."""
+    model, tokenizer = tiny
+    prompts = [[3, 4] * 55, *PROMPTS]
+    engine = TorchEngine(model, tokenizer.eos_token_id, batch, static=True)
+    expected = TorchEngine(model, tokenizer.eos_token_id).sample(prompts, 5, sampling, seed=4)
+    assert engine.sample(prompts, 5, sampling, seed=4) == expected
+    steps = engine._decoder.steps
+    assert len(recordings) == len(steps)
+    if sampling is LONG:
+        most = 20 if batch == 4096 else 7
+        assert engine._decoder.most == most
+        assert {end for _, end in steps} == {128, 256}  # 110 + 150 places at most
+        assert {rows for rows, _ in steps} <= ({20, 10, 5, 2, 1} if most == 20 else {7, 3, 1})
+        assert len({rows for rows, _ in steps}) > 1  # sequences ended, so smaller buckets went on
+
+
+def test_static_steps_are_recorded_once_an_engine_and_see_new_weights(tiny, recordings):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    plain, static = (TorchEngine(model, tokenizer.eos_token_id, static=way) for way in (False, True))
+    for _ in range(2):
+        assert static.sample(PROMPTS, 4, LONG, 1) == plain.sample(PROMPTS, 4, LONG, 1)
+    known, before = len(recordings), plain.sample(PROMPTS, 4, LONG, 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    after = plain.sample(PROMPTS, 4, LONG, 1)
+    assert after != before
+    assert static.sample(PROMPTS, 4, LONG, 1) == after
+    assert static._decoder.steps.keys() >= {(12, 128)}
+    assert len(recordings) == len(static._decoder.steps) >= known
+    shorter = static._decoder
+    assert static.sample(PROMPTS[:1], 2, Sampling(5), 1) == plain.sample(PROMPTS[:1], 2, Sampling(5), 1)
+    assert static._decoder is shorter  # a smaller call finds room in the same memory
+    assert static.sample(PROMPTS, 6, Sampling(300), 1) == plain.sample(PROMPTS, 6, Sampling(300), 1)
+    assert static._decoder is not shorter
+
+
+def test_the_logits_of_static_steps_are_those_of_a_plain_pass(tiny, recordings):
+    """Teacher-forced, to 1e-5, across a change of length and a compaction that reorders the rows."""
+    model, tokenizer = tiny
+    given = torch.randint(3, 16, (4, 140), generator=torch.Generator().manual_seed(2))
+    of_row = torch.tensor([0, 0, 1, 2])
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        exact = [
+            model(torch.tensor([PROMPTS[p] + row.tolist()])).logits[0, len(PROMPTS[p]) - 1 :]
+            for p, row in zip(of_row.tolist(), given, strict=True)
+        ]
+        model.set_attn_implementation(PACKED)
+        decoder = decode.Decoder(model, 4, 256)
+        logits, width = decoder.prefill(PROMPTS, of_row, tokenizer.eos_token_id)
+        rows = torch.arange(4)
+        for t in range(140):
+            expected = torch.stack([exact[row][t] for row in rows.tolist()])
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+            if t == 50:
+                chosen = torch.tensor([3, 1])
+                decoder.keep(chosen, width + t)
+                rows = rows[chosen]
+            decoder.state.token[: len(rows)] = given[rows, t]
+            logits = decoder.next(len(rows), width + t)
+    assert set(decoder.steps) == {(4, 128), (2, 128), (2, 256)}
+
+
+def test_long_prompts_are_read_in_several_passes(tiny, monkeypatch):
+    expected = TorchEngine(tiny[0], 1, static=True).sample(PROMPTS, 3, Sampling(8), 5)
+    monkeypatch.setattr(decode, "PREFILL", 10)  # two prompts of width five
+    passes = []
+    kept = decode.prefill
+    monkeypatch.setattr(decode, "prefill", lambda *args: passes.append(len(args[1])) or kept(*args))
+    assert TorchEngine(tiny[0], 1, static=True).sample(PROMPTS, 3, Sampling(8), 5) == expected
+    assert passes == [2, 1]
+
+
+def test_a_byte_budget_bounds_the_rows_and_changes_no_token(tiny):
+    model = tiny[0]
+    row = decode.row_bytes(model.config, 128, torch.float32)
+    assert row == 2 * 2 * 2 * 128 * 8 * 4 + 40 * 16  # keys and values, layers, heads, places, width, bytes; sampling
+    engine = TorchEngine(model, 1, static=True, kv_bytes=4 * row + row // 2)
+    assert engine.sample(PROMPTS, 3, Sampling(20), 0) == TorchEngine(model, 1).sample(PROMPTS, 3, Sampling(20), 0)
+    assert engine._decoder.most == 4
+    kept = engine._decoder
+    engine.sample(PROMPTS, 5, Sampling(20), 0)
+    assert engine._decoder is kept
+    with pytest.raises(
+        ValueError, match=r"^decoding a response of 1024 tokens takes 0\.3 MiB and 0\.1 are .* max_tokens"
+    ):
+        engine.sample(PROMPTS, 1, Sampling(1000), 0)
+
+
+def test_a_static_decoder_has_weights_in_the_type_of_the_products(tiny_dir, recordings):
+    """fp32 weights, bfloat16 products: its own copy is rounded, refreshed at every call, and no parameter moves."""
+    model, tokenizer = load_policy(tiny_dir, compute="bfloat16")
+    half, _ = load_policy(tiny_dir, dtype="bfloat16")
+    rng = torch.get_rng_state()
+    engine = TorchEngine(model, tokenizer.eos_token_id, static=True)
+    for _ in range(2):
+        assert engine.sample(PROMPTS, 4, LONG, 3) == TorchEngine(half, tokenizer.eos_token_id).sample(
+            PROMPTS, 4, LONG, 3
+        )
+        with torch.no_grad():
+            for mine, theirs in zip(model.parameters(), half.parameters(), strict=True):
+                mine.mul_(1.25)
+                theirs.copy_(mine)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert engine.handover_s > 0
+
+
+def test_sizes_of_static_steps():
+    assert [decode.ladder(n) for n in (1, 128, 129, 500, 513, 1025, 8193)] == [128, 128, 256, 512, 640, 1280, 10240]
+    assert all(n <= decode.ladder(n) <= 1.25 * n + 128 for n in range(1, 20_000))
+    assert len({decode.ladder(n) for n in range(1, 10_241)}) == 21
+    assert [decode.bucket(k, 100) for k in (100, 51, 50, 26, 25, 3, 1)] == [100, 100, 50, 50, 25, 3, 1]

@@ -131,3 +131,87 @@ def test_a_foreign_set_with_two_columns_is_completed(tmp_path):
 def test_a_missing_set_says_how_to_make_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="dvc repro"):
         tasks.read_problems(tmp_path / "none.jsonl")
+
+
+# --- harder versions -----------------------------------------------------------------------------------------------
+
+HARD = {"seed": 0, "digits": 3, "terms": [2, 3, 4], "ood": [5, 6], "val": 10, "test": 9, "rl": 30, "sft": 3000}
+
+
+@pytest.fixture(scope="module")
+def harder():
+    spec = tasks.task({"hard": HARD}, "hard")
+    return tasks.splits(spec.seed, spec.quota, spec.digits)
+
+
+def test_a_harder_version_is_right_in_range_and_disjoint(harder):
+    assert {split: len(rows) for split, rows in harder.items()} == {
+        "val": 10,
+        "test": 9,
+        "ood": 9,
+        "rl": 30,
+        "sft": 3000,
+    }
+    rows = [row for split in harder.values() for row in split]
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    for row in rows:
+        running = totals(row["prompt"])
+        assert str(running[-1]) == row["ground_truth"]
+        assert 0 <= min(running) <= max(running) <= 999
+        assert row["difficulty"] == len(running)
+        assert row["difficulty"] in ((5, 6) if row["split"] == "ood" else (2, 3, 4))
+    assert max(max(totals(row["prompt"])) for row in rows) > 900
+
+
+def test_a_harder_versions_faults_drop_every_carry(harder):
+    """Half of the steps that carry anywhere lose all carries; what no carry touches is as it should be."""
+    assert tasks.drop_carry(587, "+", 256, 3) == 733
+    assert tasks.drop_carry(500, "-", 1, 3) == 509
+    assert tasks.drop_carry(87, "+", 56) == 33
+    two = [row for row in harder["sft"] if row["difficulty"] == 2 and "+" in row["prompt"]]
+    wrong = [row for row in two if row["response"] != row["ground_truth"]]
+
+    def columns(prompt):
+        a, b = (x.zfill(3) for x in prompt.rstrip("=").split("+"))
+        return int("".join(str((int(x) + int(y)) % 10) for x, y in zip(a, b, strict=True)))
+
+    carried = [row for row in two if str(columns(row["prompt"])) != row["ground_truth"]]
+    lost = [row for row in carried if int(row["response"]) == columns(row["prompt"])]
+    assert len(lost) / len(carried) == pytest.approx(tasks.FAULTS["carry"], abs=0.05)
+    assert len(wrong) < len(two)
+
+
+def test_equal_shares():
+    assert tasks.share(10, [2, 3, 4]) == {2: 3, 3: 3, 4: 4}
+    assert sum(tasks.share(16_000, [2, 3, 4, 5]).values()) == 16_000
+
+
+def test_the_command_writes_a_harder_version_with_its_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks.params, "load", lambda: {"tasks": {"hard": HARD | {"sft": 30}}})
+    tasks.main(["harder", "hard", str(tmp_path / "a")])
+    tasks.main(["harder", "hard", str(tmp_path / "b")])
+    assert tasks.directory_hash(tmp_path / "a") == tasks.directory_hash(tmp_path / "b")
+    assert [len(tasks.read_problems(tmp_path / "a" / f"{split}.jsonl")) for split in tasks.SPLITS] == [10, 9, 9, 30, 30]
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "harder hard" in card
+    assert "0..999" in card
+    assert "data.dvc" not in card
+    with pytest.raises(SystemExit, match=r"tasks: got 'easy', must be one of its entries: hard"):
+        tasks.main(["harder", "easy", str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"digits": 1}, r"tasks\.hard\.digits: got 1, must be in 2\.\.9"),
+        ({"terms": [1, 2]}, r"tasks\.hard\.terms: got \[1, 2\], must be a list of different integers"),
+        ({"terms": []}, r"tasks\.hard\.terms"),
+        ({"ood": [4, 5]}, r"tasks\.hard\.ood: got \[4, 5\], must be other numbers of terms"),
+        ({"val": 2}, r"tasks\.hard\.val: got 2, must be at least 3"),
+        ({"sft": 2_000_000}, r"tasks\.hard\.sft: .*of 1,001,000 problems of 2 terms it takes 666,6\d\d"),
+        ({"size": 1}, r"tasks\.hard\.size: got 1, must be left out"),
+    ],
+)
+def test_a_bad_harder_version_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.task({"hard": HARD | changes}, "hard")

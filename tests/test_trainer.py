@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -16,9 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pmd import checkpoint, params, trainer
+from pmd import checkpoint, params, trainer, update
 from pmd.files import ROOT, read_json, read_jsonl
-from pmd.policy import load_policy
 from pmd.trainer import train
 from pmd.verifier import Verdict
 
@@ -114,14 +112,14 @@ def test_a_killed_run_ends_with_the_same_bits(tiny_dir, tmp_path, moment):
 def test_a_cut_off_last_line_is_dropped_on_resume(tiny_dir, tmp_path, monkeypatch):
     run(tiny_dir, tmp_path / "whole")
     out = tmp_path / "cut"
-    original = trainer._step
+    original = trainer.learn
 
     def stop_at_five(config, step, *rest):
         if step == 5:
             raise KeyboardInterrupt
         return original(config, step, *rest)
 
-    monkeypatch.setattr(trainer, "_step", stop_at_five)
+    monkeypatch.setattr(trainer, "learn", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_dir, out)
     monkeypatch.undo()
@@ -147,7 +145,7 @@ def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tm
 def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
     run(tiny_dir, tmp_path / "a")
     (tmp_path / "a" / "result.json").unlink()
-    broken = checkpoint.latest(tmp_path / "a") / "optimizer.safetensors"
+    broken = checkpoint.latest(tmp_path / "a") / "moments-0-of-1.safetensors"
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(ValueError, match="checkpoint-000006: corrupt checkpoint") as caught:
         run(tiny_dir, tmp_path / "a")
@@ -155,7 +153,7 @@ def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_dir, tmp_path, monkeypatch):
-    original = trainer._measure
+    original = update._measure
 
     def poison(model, batches, old, config):
         measured = original(model, batches, old, config)
@@ -164,10 +162,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_d
                 next(model.parameters()).fill_(float("nan"))
         return measured
 
-    monkeypatch.setattr(trainer, "_measure", poison)
+    monkeypatch.setattr(update, "_measure", poison)
     with pytest.raises(FloatingPointError, match=r"step 4: the loss is nan .* the last checkpoint is kept"):
         run(tiny_dir, tmp_path / "a")
-    kept = load_file(checkpoint.latest(tmp_path / "a") / "model.safetensors")
+    kept = load_file(checkpoint.latest(tmp_path / "a") / "weights-0-of-1.safetensors")
     assert checkpoint.latest(tmp_path / "a").name == "checkpoint-000002"
     assert all(torch.isfinite(weight).all() for weight in kept.values())
 
@@ -213,82 +211,7 @@ def test_groups_without_signal_can_be_left_out(tiny_dir, tmp_path):
         assert row["kept"] == pytest.approx(row["signal"])
 
 
-def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
-    """Old log-probabilities are the trainer's own: at θ_t the log-ratio is 0 to the last bit."""
-    model, _ = load_policy(tiny_dir)
-    rollouts = trainer.Rollouts([[3, 15]], [[[4, 1], [5, 6, 1]]], torch.zeros(1, 2), 0.0)
-    [batch] = trainer._microbatches(rollouts, torch.tensor([[1.0, -1.0]]), [0], config())
-    old, _ = trainer._old_log_probs(model, batch.packed, config())
-    forward = [trainer.log_probs(model, batch.packed, 1.0)]  # one pass serves as both in the first minibatch
-    assert torch.equal(old, forward[0][0].detach())
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    trainer._update(config(), 2, model, optimizer, [(batch, old)], forward)
-    assert forward == []
-    assert not torch.equal(old, trainer.log_probs(model, batch.packed, 1.0)[0].detach())
-
-
-def test_minibatches_are_whole_groups_as_equal_as_can_be():
-    assert trainer._split([0, 1, 2, 3, 4, 5, 6, 7], 4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert trainer._split([3, 5, 6], 2) == [[3], [5, 6]]
-    assert trainer._split([2], 4) == [[], [], [], [2]]
-
-
-# --- microbatches --------------------------------------------------------------------------------------------------
-
-MIXED = trainer.Rollouts(
-    [[3, 15], [5, 13, 6, 7, 15], [9, 15]],
-    [[[4, 1], [5, 6, 1], [1]], [[7, 8, 9, 1], [8], [4, 4]], [[3, 1], [3, 4, 5, 6, 7, 8, 1], [9, 1]]],
-    torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 1]]),
-    0.0,
-)
-"""Three groups of three responses of 1 to 7 tokens."""
-
-
-def test_a_minibatch_is_cut_at_the_budget_into_whole_responses():
-    cut = trainer._cut(MIXED, [0, 1, 2], 8)
-    # prompt + all but each last token: (2+1+2+0), (5+3+0), (5+1), (2+1), (2+6), (2+1); one more would make 9 or more
-    assert cut == [{0: [0, 1, 2]}, {1: [0, 1]}, {1: [2]}, {2: [0]}, {2: [1]}, {2: [2]}]
-    assert trainer._cut(MIXED, [0, 2], 9) == [{0: [0, 1, 2], 2: [0]}, {2: [1, 2]}]
-    assert trainer._cut(MIXED, [1, 2], 1) == [{g: [i]} for g in (1, 2) for i in range(3)]
-    assert trainer._cut(MIXED, [0, 2], None) == [{0: [0, 1, 2], 2: [0, 1, 2]}]
-
-
-@pytest.mark.parametrize("budget", [1, 8, 12, 20, 40])
-def test_packed_microbatches_stay_within_the_budget_and_lose_nothing(budget):
-    advantages = torch.arange(9.0).view(3, 3)
-    batches = trainer._microbatches(MIXED, advantages, [0, 1, 2], config(microbatch_tokens=budget))
-    for batch in batches:
-        assert batch.packed.ids.shape[1] <= budget or len(batch.packed.lengths) == 1
-    assert torch.cat([b.advantage for b in batches]).tolist() == list(range(9))
-    assert torch.cat([b.packed.target for b in batches]).tolist() == [t for g in MIXED.responses for r in g for t in r]
-    assert torch.cat([b.packed.lengths for b in batches]).tolist() == [len(r) for g in MIXED.responses for r in g]
-
-
-def gradient(model, method: str, budget: int | None) -> tuple[dict, torch.Tensor]:
-    """What `_update` reports and the gradient it computed, away from θ_t, so that the clips bite."""
-    run_config = config(method, microbatch_tokens=budget, grad_clip=1e9, clip_low=0.05, clip_high=0.05)
-    advantages = trainer.OBJECTIVES[method].advantage(MIXED.rewards.double(), run_config.tau).float()
-    batches = trainer._microbatches(MIXED, advantages, [0, 1, 2], run_config)
-    noise = 0.2 * torch.randn(24, generator=torch.Generator().manual_seed(0))
-    old = torch.cat([trainer._old_log_probs(model, batch.packed, run_config)[0] for batch in batches]) + noise
-    pairs = list(zip(batches, old.split([len(batch.packed.target) for batch in batches]), strict=True))
-    model = copy.deepcopy(model)
-    done = trainer._update(run_config, 1, model, torch.optim.AdamW(model.parameters(), 1e-3), pairs, [])
-    return done, torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-@pytest.mark.parametrize("method", sorted(trainer.OBJECTIVES))
-def test_microbatches_have_the_gradient_of_the_minibatch(tiny, method):
-    whole, expected = gradient(tiny[0], method, None)
-    for budget in (1, 8, 20):
-        done, found = gradient(tiny[0], method, budget)
-        assert (found - expected).norm() <= 1e-5 * expected.norm()
-        torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
-        assert done["loss"] == pytest.approx(whole["loss"], rel=1e-5)
-        assert done["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
-        assert done["clip_fraction"] == whole["clip_fraction"]
-    if "clip_low" in trainer.OBJECTIVES[method].uses:
-        assert 0 < whole["clip_fraction"] < 1
+# --- microbatches, precision, memory -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("sevens")
@@ -303,9 +226,6 @@ def test_a_run_in_microbatches_logs_what_the_whole_run_logs(tiny_dir, tmp_path, 
         assert cut[key] == (pytest.approx(value, rel=1e-4, abs=1e-9) if isinstance(value, float) else value), key
 
 
-# --- precision and memory ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("sevens")
 def test_bfloat16_trains_float32_weights(tiny_dir, tmp_path):
     """By steps that bfloat16 weights could not take: 1e-5 is a thousandth of their spacing."""
@@ -315,7 +235,7 @@ def test_bfloat16_trains_float32_weights(tiny_dir, tmp_path):
         assert weight.dtype == torch.float32
         if name.endswith("proj.weight"):
             assert 0 < (weight - before[name]).abs().max() < 2e-4
-    state = load_file(checkpoint.latest(tmp_path / "a") / "optimizer.safetensors")
+    state = load_file(checkpoint.latest(tmp_path / "a") / "moments-0-of-1.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     run(tiny_dir, tmp_path / "b", lr=1e-5, steps=2)
     half, full = (read_jsonl(tmp_path / name / "log.jsonl")[0] for name in "ab")

@@ -12,7 +12,7 @@ from pmd import benchmark, params, vllm_engine
 from pmd.forward import log_probs
 from pmd.packing import pack
 from pmd.rollout import Sampling
-from pmd.vllm_engine import VLLMEngine, compare
+from pmd.vllm_engine import VLLMEngine, compare, copies
 
 
 def test_importing_the_engine_does_not_import_vllm():
@@ -76,3 +76,64 @@ def test_log_probs_that_are_not_numbers_prove_nothing(engine, monkeypatch):
 def test_a_prompt_without_tokens_or_room_is_refused(engine, prompts):
     with pytest.raises(ValueError, match=r"at most 12 \(vLLM's max_model_len less max_tokens\)"):
         engine.sample(prompts, 1, Sampling(4), 0)
+
+
+def test_an_empty_share_is_handed_weights_and_compares_nothing(engine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(vllm_engine, "generate", lambda *how: asked.append(how[6:]) or ([], []))
+    assert engine.sample([], 4, Sampling(2), 0) == []
+    assert engine.sample_scored([], 4, Sampling(2), 0, first=3) == ([], [])
+    assert asked == [(set(), 0), (range(0), 3)]
+    assert (engine.handovers, engine.drift) == (2, None)
+
+
+def test_every_response_is_scored_where_scores_are_asked_for(engine, tiny, monkeypatch):
+    """Two responses to each prompt, one of the four compared; both prompts' scores come back."""
+    prompts, responses = [[3, 15], [4, 15]], [[5, 1], [6], [7, 1], [8]]
+    with torch.no_grad():
+        log_p, _ = log_probs(tiny[0], pack(prompts, [responses[:2], responses[2:]]))
+    rows = [row.tolist() for row in log_p.split([2, 1, 2, 1])]
+    scored = []
+    monkeypatch.setattr(vllm_engine, "generate", lambda *how: scored.append(set(how[6])) or (responses, rows))
+    engine.checked = 1
+    assert engine.sample_scored(prompts, 2, Sampling(2), 0) == ([responses[:2], responses[2:]], [rows[:2], rows[2:]])
+    assert engine.drift.tokens == 2
+    engine.sample(prompts, 2, Sampling(2), 0)
+    assert scored == [{0, 1}, {0}]
+
+
+def test_a_hand_over_that_fails_goes_through_the_weights_to_their_end(engine, tiny, monkeypatch):
+    """Gathering sharded weights is a collective: ranks that stopped in its middle would leave the others waiting."""
+    gathered = []
+
+    def weights(model):
+        for name, weight in model.state_dict().items():
+            gathered.append(name)
+            yield name, weight
+
+    def broken(method, kwargs):
+        next(kwargs["weights_iterator"])
+        raise ValueError("a weight\nthat vLLM does not know")
+
+    monkeypatch.setattr(vllm_engine, "full_weights", weights)
+    monkeypatch.setattr(engine.llm, "collective_rpc", broken, raising=False)
+    with pytest.raises(RuntimeError, match=r"failed while sampling \(ValueError: a weight that .*\); start") as caught:
+        engine.sample([[3, 15]], 1, Sampling(2), 0)
+    assert "\n" not in str(caught.value)
+    assert gathered == list(tiny[0].state_dict())
+
+
+@pytest.mark.parametrize("size", [2, 0, -1, True, "1", None])
+def test_tensor_parallelism_that_the_ranks_cannot_have_is_refused(tiny, size):
+    assert copies({}) == copies({"tensor_parallel_size": 1}) == 1
+    with pytest.raises(
+        ValueError, match=rf"engine_options\.tensor_parallel_size: got {size!r}, must be a divisor.* 1$"
+    ):
+        VLLMEngine(*tiny, tensor_parallel_size=size)
+
+
+def test_the_tolerance_is_that_of_the_type_computed_in(tiny, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setattr(vllm_engine, "start", lambda *_: Absent())
+    monkeypatch.setattr(model, "compute_dtype", torch.bfloat16, raising=False)
+    assert VLLMEngine(model, tokenizer.eos_token_id).tolerance == 0.05

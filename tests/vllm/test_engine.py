@@ -14,37 +14,45 @@ from pmd import params, vllm_engine
 from pmd.files import read_jsonl
 from pmd.forward import log_probs
 from pmd.packing import pack
-from pmd.policy import build_policy, load_policy, save_policy
+from pmd.policy import load_policy, save_policy
 from pmd.rollout import Sampling, TorchEngine
 from pmd.stats import t_interval
-from pmd.tasks import SYMBOLS
 from pmd.trainer import train
 from pmd.verifier import Verdict
 from pmd.vllm_engine import TOLERANCE, VLLMEngine, compare
+from tests.vllm.ranks import EOS, PROMPTS, SMALL, build
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: make test-vllm"
 )
 
-SMALL = {"kv_cache_memory_bytes": 64 << 20}
-PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
-EOS = 1
-
-
-def build():
-    return build_policy(SYMBOLS, layers=2, width=64, heads=2, kv_heads=1, feedforward=64, seed=3)
-
 
 @pytest.fixture(scope="session")
 def tiny():
-    """In place of the common one: vLLM's attention on a CPU wants heads of width 32 or more."""
+    """In place of the common one."""
     return build()
+
+
+_shared: list[VLLMEngine] = []
 
 
 @pytest.fixture
 def engine():
+    """One engine for the tests that start no other; its weights and settings are new ones in each."""
     model, _ = build()
-    return VLLMEngine(model, EOS, **SMALL)
+    if not _shared:
+        _shared.append(VLLMEngine(model, EOS, **SMALL))
+    _shared[0].model.load_state_dict(model.state_dict())
+    _shared[0].checked, _shared[0].handovers = 64, 0
+    return _shared[0]
+
+
+@pytest.fixture
+def others():
+    """For a test that starts engines of its own: each ends the one before."""
+    _shared.clear()
+    yield
+    _shared.clear()
 
 
 def perturb(model, size: float) -> None:
@@ -80,13 +88,37 @@ def test_the_same_seed_and_weights_give_the_same_responses_whatever_came_before(
     assert engine.sample(PROMPTS, 6, sampling, 2**62 + 5) != first
 
 
+def test_a_share_samples_what_it_does_in_the_whole(engine):
+    whole = engine.sample(PROMPTS, 8, Sampling(8), 3)
+    assert engine.sample(PROMPTS[1:], 8, Sampling(8), 3, first=1) == whole[1:]
+    assert engine.sample(PROMPTS[:2], 8, Sampling(8), 3) == whole[:2]
+    assert engine.sample(PROMPTS[1:], 8, Sampling(8), 3) != whole[1:]
+    assert engine.sample([], 8, Sampling(8), 3, first=3) == []
+
+
+@pytest.mark.parametrize("sampling", [Sampling(8), Sampling(8, 0.7, 0.8)])
+def test_scores_are_the_trainers_log_probs_at_temperature_one(engine, sampling):
+    """Of every response, though only one is compared."""
+    perturb(engine.model, 0.1)
+    engine.checked = 1
+    responses, scores = engine.sample_scored(PROMPTS, 8, sampling, 3)
+    assert engine.drift.tokens == len(responses[0][0])
+    assert responses == engine.sample(PROMPTS, 8, sampling, 3)
+    assert [[len(row) for row in group] for group in scores] == [[len(row) for row in group] for group in responses]
+    with torch.no_grad():
+        log_p, _ = log_probs(engine.model, pack(PROMPTS, responses))
+    assert torch.tensor([x for group in scores for row in group for x in row]).sub(log_p).abs().max() < 1e-5
+
+
 def test_the_responses_to_a_prompt_differ_and_equal_prompts_get_others(engine):
     got = engine.sample([PROMPTS[1]] * 2, 16, Sampling(8), 0)
     assert len({tuple(response) for group in got for response in group}) > 24
 
 
-def test_a_second_start_samples_the_same_and_ends_the_first(engine):
+@pytest.mark.usefixtures("others")
+def test_a_second_start_samples_the_same_and_ends_the_first():
     """As a resumed run starts it; what is left of the first engine does not disturb the second."""
+    engine = VLLMEngine(build()[0], EOS, **SMALL)
     first = engine.sample(PROMPTS, 6, Sampling(8), 4)
     again = VLLMEngine(engine.model, EOS, **SMALL)
     assert again.sample(PROMPTS, 6, Sampling(8), 4) == first
@@ -184,6 +216,7 @@ def test_only_so_many_responses_are_compared(engine):
     assert engine.drift.tokens == sum(len(flat[i]) for i in (0, 10, 20, 30, 40))
 
 
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_within_its_tolerance(tiny_dir, dtype):
     model, tokenizer = load_policy(tiny_dir, dtype=dtype)
@@ -192,6 +225,17 @@ def test_half_precision_stays_within_its_tolerance(tiny_dir, dtype):
         perturb(model, size)
         engine.sample(PROMPTS, 16, Sampling(8), 0)
         assert 0 < engine.drift.mean < TOLERANCE[model.dtype] / 3
+
+
+@pytest.mark.usefixtures("others")
+def test_a_policy_of_fp32_weights_that_computes_in_bfloat16_is_sampled_in_bfloat16(tiny_dir):
+    model, tokenizer = load_policy(tiny_dir, compute="bfloat16")
+    engine = VLLMEngine(model, tokenizer.eos_token_id, **SMALL)
+    assert engine.llm.model_config.dtype == torch.bfloat16
+    for size in (0.0, 0.05):
+        perturb(model, size)
+        engine.sample(PROMPTS, 16, Sampling(8), 0)
+        assert 1e-5 < engine.drift.mean < TOLERANCE[torch.bfloat16] / 3
 
 
 def test_the_process_keeps_its_own_thread_setting(engine):
@@ -230,6 +274,7 @@ def vllm(model, eos):
     return VLLMEngine(model, eos, **SMALL)
 
 
+@pytest.mark.usefixtures("others")
 def test_a_run_reaches_the_accuracy_of_the_torch_engine(tiny_dir, tmp_path, seven):
     """Four seeds each: the 95 % interval of the difference holds 0 and is narrow, and both have learnt."""
     accuracy = {"torch": [], "vllm": []}
@@ -245,6 +290,7 @@ def test_a_run_reaches_the_accuracy_of_the_torch_engine(tiny_dir, tmp_path, seve
     assert difference.high - difference.low < 0.3
 
 
+@pytest.mark.usefixtures("others")
 def test_an_engine_that_dies_ends_the_run_in_one_line_and_the_run_goes_on(tiny_dir, tmp_path, seven, monkeypatch):
     """It dies in step 4; the checkpoint of step 2 is whole, and the resumed run ends with an unbroken one's bits."""
     run(tiny_dir, tmp_path / "whole", vllm)
@@ -275,6 +321,7 @@ def test_an_engine_that_dies_ends_the_run_in_one_line_and_the_run_goes_on(tiny_d
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("others")
 def test_a_benchmark_runs_with_it(tiny, tmp_path, monkeypatch):
     from pmd import benchmark
 

@@ -1,0 +1,291 @@
+"""The plan: its memory by hand and against measured peaks, its time by hand, and its advice, followed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+
+from pmd import forward, params, plan
+from pmd.attention import PACKED
+from pmd.files import ROOT
+from pmd.packing import pack
+from pmd.plan import GIB, Pass
+
+VALUES = params.load()
+
+
+def run(**changes):
+    return params.train(VALUES["train"], VALUES["methods"], "pmd-mean", 0, **changes)
+
+
+CONFIG = Qwen2Config(vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                     intermediate_size=96, tie_word_embeddings=False)  # fmt: skip
+SHAPE = plan.shape(CONFIG)
+LAYER = (64 * 64 + 64) + 2 * (64 * 32 + 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
+"""Queries, keys and values with biases, output, the gated block, two norms."""
+
+
+def test_the_shape_is_counted():
+    total = 3 * LAYER + 2 * 1000 * 64 + 64
+    assert (SHAPE.total, SHAPE.layer, SHAPE.rest) == (total, LAYER, 2 * 64_000 + 64)
+    assert SHAPE.products == total - 64_000  # the embedding is looked up
+    assert (SHAPE.query, SHAPE.key, SHAPE.experts, SHAPE.normed) == (64, 32, 0, False)
+
+
+def test_an_mixture_is_stored_whole_and_multiplied_in_part():
+    own = plan.shape(plan.architecture("Qwen3-30B-A3B-Base"))
+    assert own.experts == 48 * 128 * 3 * 768 * 2048
+    assert own.total - own.products == 120 / 128 * own.experts + 151_936 * 2048
+    assert plan.state(own, 32)["optimizer"] == 8 * own.total / 32
+    assert own.feedforward == 8 * 768
+    assert own.normed
+
+
+def test_state_is_divided_and_copies_are_not():
+    assert plan.state(SHAPE, 2) == {name: k * SHAPE.total / 2 for name, k in
+                                    {"weights": 4, "gradients": 4, "optimizer": 8}.items()}  # fmt: skip
+    half, whole = run(dtype="bfloat16"), run()
+    assert plan.copies(SHAPE, whole, 1, backward=True) == 0
+    assert plan.copies(SHAPE, half, 1, backward=True) == 2 * (3 * LAYER + 64_000)
+    again = replace(half, checkpoint_activations=True)
+    assert plan.copies(SHAPE, again, 1, backward=True) == 2 * (LAYER + 64_000)
+    assert plan.copies(SHAPE, again, 1, backward=False) == 2 * (3 * LAYER + 64_000)
+    assert plan.copies(SHAPE, half, 4, backward=False) == 2 * (SHAPE.rest + 2 * LAYER)
+    assert plan.copies(SHAPE, half, 4, backward=True) == 2 * (2 * SHAPE.rest + 2 * LAYER) + 6 * LAYER
+
+
+def test_the_largest_pass_keeps_to_the_budget_and_never_splits_a_response():
+    train = run(prompts=32, group_size=8, minibatches=8, max_tokens=101)  # 4 prompts, 32 responses a minibatch
+    assert plan.largest_pass(train, 50, 1) == Pass(4 * 50 + 32 * 100, 32, 32 * 150 + 200, 32 * 100 * 150 + 4 * 2500)
+    assert plan.largest_pass(train, 50, 4).responses == 8
+    for budget, responses in ((849, 7), (850, 8), (999, 8), (1000, 9), (10, 1)):
+        found = plan.largest_pass(replace(train, microbatch_tokens=budget), 50, 1)
+        assert found.responses == responses
+        assert found.tokens == responses * 100 + 50 * -(-responses // 8)
+
+
+def test_activations_by_hand():
+    size = Pass(tokens=10, responses=2, keys=12, pairs=40)
+    exact = run()
+    # floats a token: two norms' inputs and values, their outputs, queries, output, four of the gated block
+    each = 2 * 2 * 64 + 2 * 64 + 2 * 64 + 4 * 96
+    one = 4 * (10 * each + 12 * 2 * 32 + 4 * 40)  # keys and values behind responses; probabilities of four heads
+    assert plan.layer_activations(SHAPE, exact, 1, size) == one
+    last = 4 * (10 * 3 * 64 + 64 * 2 * exact.max_tokens)
+    assert plan.activations(SHAPE, exact, 1, size, backward=True) == 3 * one + 4 * 40 + last
+    again = replace(exact, checkpoint_activations=True)
+    assert plan.activations(SHAPE, again, 1, size, backward=True) == 3 * 4 * 64 * 10 + one + 4 * 40 + last
+    assert plan.activations(SHAPE, again, 1, size, backward=False) == 3 * 4 * 64 * 10 + 4 * 40 + last
+    cuda = replace(exact, dtype="bfloat16", device="cuda")
+    # autocast: the stream in fp32, five casts; sharded: the stream in bf16; nothing quadratic
+    common = 2 * (3 * 64 + 2 * 32) + 4 * 2 * 96
+    assert plan.layer_activations(SHAPE, cuda, 1, size) == 10 * (2 * 8 * 64 + 5 * 2 * 64 + common)
+    assert plan.layer_activations(SHAPE, cuda, 2, size) == 10 * (2 * 6 * 64 + 2 * 2 * 64 + common)
+
+
+def test_logits_are_a_chunk_whatever_the_vocabulary():
+    size = Pass(tokens=10, responses=2, keys=12, pairs=40)
+    train = run(max_tokens=48)
+    small = 4 * 2 * 48 * 1000
+    assert plan.logits(SHAPE, train, size, backward=True) == 3 * small + 4 * 64_000
+    large = replace(SHAPE, vocabulary=10**7, head=64 * 10**7)
+    assert plan.logits(large, train, size, backward=True) == 3 * forward.CHUNK_BYTES + 2 * 4 * 64 * 10**7
+
+
+def test_the_engines_memory():
+    kv = 2 * 3 * 32 * 4
+    assert plan.kv_bytes(SHAPE, run()) == kv
+    found = plan.sampling(SHAPE, run(prompts=32, group_size=8, eval_max_tokens=80), 20, 1, 0)
+    assert found == {"engine weights": 0, "KV cache": 256 * (100 * kv + plan.decode.SAMPLED * 1000)}
+    options = {"gpu_memory_utilization": 0.25, "tensor_parallel_size": 2}
+    vllm = run(engine="vllm", engine_options=options, device="cuda", dtype="bfloat16")
+    found = plan.sampling(SHAPE, vllm, 20, 4, 1e9)
+    assert found == {"engine weights": SHAPE.total, "KV cache": 0.25e9 - SHAPE.total}
+    assert "KV cache" not in plan.phases(SHAPE, vllm, 20, 4, 1e9)["update"]  # it sleeps
+    assert "KV cache" in plan.phases(SHAPE, replace(vllm, device="cpu"), 20, 4, 1e9)["update"]
+
+
+def test_time_by_hand():
+    train = run(prompts=4, group_size=2, minibatches=2, probe=1, max_tokens=10)
+    tokens = 4 * (6 + 2 * 10)
+    assert plan.tokens_of(train, 6, 10) == tokens
+    once = 2 * SHAPE.products * tokens + 4 * 3 * 64 * 4 * (18 + 2 * (60 + 50))
+    work = plan.flops_of(SHAPE, train, 6, 10)
+    assert work == {"rollout": once, "old log-probs": once, "update": 3 * once, "probe": once / 2}
+    assert plan.flops_of(SHAPE, replace(train, checkpoint_activations=True), 6, 10)["update"] == 4 * once
+    read = 4 * SHAPE.products + 8 * 11 * plan.kv_bytes(SHAPE, train)  # half of ten tokens behind a prompt of six
+    found = plan.seconds_of(SHAPE, train, 6, 10, 1, 0, 1e9, 1e6)
+    assert found["rollout"] == pytest.approx(10 * read / 1e6)
+    assert found["update"] == pytest.approx(3 * once / 1e9)
+    assert plan.seconds_of(SHAPE, train, 6, 10, 1, 0, 1e6, 1e12)["rollout"] == pytest.approx(once / 1e6)
+
+
+def test_a_mixture_reads_the_experts_that_any_response_is_sent_to():
+    own = plan.shape(plan.architecture("Qwen3-30B-A3B-Base"))
+    train = run(dtype="bfloat16")
+    one, many = (plan.read_bytes(own, train, rows, 0) for rows in (1, 10_000))
+    assert one == pytest.approx(2 * own.products)
+    assert many == pytest.approx(2 * (own.total - own.head))
+
+
+LARGE = {"prompts": 512, "group_size": 16, "minibatches": 16, "max_tokens": 8192, "eval_max_tokens": 8192,
+         "device": "cuda", "dtype": "bfloat16"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "memory", "changes"),
+    [
+        ("Qwen2.5-7B", 8, 80, {}),
+        ("Qwen2.5-7B", 1, 80, {"engine": "vllm"}),
+        ("Qwen2.5-1.5B", 1, 48, {"engine": "vllm", "engine_options": {"gpu_memory_utilization": 0.9}}),
+        ("Qwen3-30B-A3B-Base", 32, 80, {"engine": "vllm"}),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_advice_makes_it_fit(model, ranks, memory, changes):
+    config, train = plan.architecture(model), run(**LARGE, **changes)
+    where = (2048, ranks, 0.9 * memory * GIB, memory * GIB)
+    with pytest.raises(
+        ValueError, match=rf"does not fit on {ranks} x .* GiB too much for the .*; it fits with"
+    ) as caught:
+        plan.check_fit(config, train, *where)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert f"{plan.shape(config).total / 1e9:.2f} B" in text
+    options = dict(train.engine_options)
+    for change in text.rpartition("it fits with ")[2].split(" and "):
+        key, _, value = change.removeprefix("train.").partition(": ")
+        if change.endswith(" GPUs"):
+            where = (2048, int(change.removesuffix(" GPUs")), *where[2:])
+        elif key.startswith("engine_options."):
+            options[key.removeprefix("engine_options.")] = float(value) if "." in value else int(value)
+        else:
+            train = replace(train, **{key: {"true": True, "vllm": "vllm"}.get(value) or int(value)})
+    plan.check_fit(config, replace(train, engine_options=options), *where)
+
+
+def test_what_no_setting_helps_says_so():
+    config = plan.architecture("Qwen2.5-7B")
+    with pytest.raises(ValueError, match="no setting makes it fit on up to 128 GPUs: take a smaller model"):
+        plan.check_fit(config, run(**LARGE), 2048, 1, 0.9 * GIB, GIB)
+
+
+SMALL = {"vocab_size": 500, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 352, "tie_word_embeddings": True}  # fmt: skip
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "sharded"])
+@pytest.mark.parametrize("config", [Qwen2Config(**SMALL), Qwen3Config(**SMALL), Qwen3MoeConfig(**SMALL, **EXPERTS)])
+def test_what_autograd_keeps_is_what_the_plan_counts(config, precision):
+    """Every tensor saved for the backward pass, in the three precisions; FSDP2's is that of bf16 weights."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+    model = model.bfloat16() if precision == "sharded" else model
+    model.compute_dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    ranks, dtype = (2 if precision == "sharded" else 1), str(model.compute_dtype).removeprefix("torch.")
+    train = run(prompts=4 * ranks, group_size=8, minibatches=1, probe=1, max_tokens=65, dtype=dtype)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def note(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        result = forward.log_probs(model, pack([[1] * 16] * 4, [[[2] * 65] * 8] * 4))
+    own, size = plan.shape(config), plan.largest_pass(train, 16, ranks)
+    counted = plan.activations(own, train, ranks, size, backward=True) + 4 * len(result[0]) * config.vocab_size
+    counted += plan.copies(own, train, 1, backward=True) if precision == "autocast" else 0
+    assert sum(x.nbytes() for x in saved.values()) == pytest.approx(counted, rel=0.05)
+
+
+MEASURE = """
+import re, sys, torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+from pmd import forward, params, plan
+from pmd.attention import PACKED
+from pmd.packing import pack
+
+again, width, layers, vocabulary = sys.argv[1] == "again", *map(int, sys.argv[2:])
+torch.set_num_threads(1)
+forward.CHUNK_BYTES = 16 * 2**20
+config = Qwen2Config(vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=6,
+                     num_key_value_heads=2, intermediate_size=1024, tie_word_embeddings=True)
+values = params.load()
+train = params.train(values["train"], values["methods"], "pmd-mean", 0, prompts=4, group_size=8, minibatches=1, probe=1,
+                     max_tokens=97, microbatch_tokens=1600, checkpoint_activations=again)
+prompts, responses = [[1] * 32] * 2, [[[2] * 97] * 8] * 2  # one of the minibatch's two passes
+
+def resident(key):  # not getrusage, whose peak is inherited from the process that started this one
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(key + r":\\s+(\\d+) kB", file.read())[1])
+
+def backward(prompts, responses):
+    log_p, entropy = forward.log_probs(model, pack(prompts, responses))
+    log_p.sum().backward()
+
+def fused(model):
+    return torch.optim.AdamW(model.parameters(), fused=True)
+
+first = torch.nn.Linear(8, 8)  # what autograd and the optimizer load at their first use is not the run's
+first(torch.ones(1, 8)).sum().backward()
+fused(first).step()
+before = resident("VmRSS")
+model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+if again:
+    forward.checkpoint_activations(model)
+optimizer = fused(model)
+backward([[1]], [[[2]]])
+optimizer.step()  # AdamW's moments are there, and with them gradients: as in the second pass of any later step
+backward(prompts, responses)
+optimizer.step()
+assert plan.largest_pass(train, 32, 1).tokens == len(pack(prompts, responses).ids[0])
+print(resident("VmHWM") - before, *plan.phases(plan.shape(config), train, 32, 1, 0)["update"].values())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+@pytest.mark.parametrize(
+    ("again", "width", "layers", "vocabulary"),
+    [("kept", 384, 8, 8192), ("again", 384, 8, 8192), ("kept", 768, 3, 32768)],
+)
+def test_a_measured_update_takes_what_the_plan_says(again, width, layers, vocabulary):
+    """One update in fp32 on this CPU, activations kept or computed again; many layers, or a large head."""
+    command = [sys.executable, "-c", MEASURE, again, *map(str, (width, layers, vocabulary))]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # freed memory goes back to the system at once
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    measured, *parts = map(float, done.stdout.split())
+    assert measured == pytest.approx(sum(parts), rel=0.15)
+    assert max(parts) < 0.75 * measured  # no part of it alone would do
+
+
+def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):
+    plan.main(["paper-7b", "--gpus", "16", "--memory", "80", "--flops", "400", "--bandwidth", "3", "--tokens", "4096"])
+    text = capsys.readouterr().out
+    assert "7,615,616,512 parameters" in text
+    assert "16 x 80 GiB" in text
+    assert f"{512 * (2048 + 16 * 4096):,} tokens" in text
+    assert "it fits in 72.0 GiB" in text
+    assert "seconds a step at 400 TFLOP/s and 3 TB/s a GPU" in text
+    plan.main(["paper-7b", "--gpus", "1"])
+    assert "it does not fit in 72.0 GiB" in (text := capsys.readouterr().out)
+    assert "for seconds, state --flops and --bandwidth" in text
+    for arguments, message in (
+        (["paper-8b"], "plan: got 'paper-8b', must be an entry of scale or a preset: .*paper-7b"),
+        (["paper-7b", "--memory", "0"], "--memory: got 0.0, must be > 0"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            plan.main(arguments)
+
+
+def test_a_model_that_is_neither_a_directory_nor_known_is_refused():
+    with pytest.raises(
+        ValueError, match=r"model: got 'models/none', must be a model directory or one of Qwen2\.5-1\.5B"
+    ):
+        plan.architecture("models/none")

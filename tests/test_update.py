@@ -1,0 +1,187 @@
+"""One step on a batch: what is on-policy, how a minibatch is cut and dealt, and that its pieces have its gradient."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmd import update
+from pmd.forward import log_probs
+from pmd.minibatches import Rollouts, cut, deal, from_tensors, passes, split, to_tensors
+from pmd.objectives import OBJECTIVES
+from pmd.policy import load_policy
+from tests.test_trainer import config
+
+
+def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
+    """Old log-probabilities are the trainer's own: at θ_t the log-ratio is 0 to the last bit."""
+    model, _ = load_policy(tiny_dir)
+    rollouts = Rollouts([[3, 15], [4, 15]], [[[4, 1], [5, 6, 1]], [[7, 1], [1]]], torch.zeros(2, 2), 0.0)
+    advantages = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
+    [batch], [later] = parts = [update.own_batches(config(), rollouts, [[g]], advantages, "cpu") for g in (0, 1)]
+    forward, [old, other], entropy = update.freeze(config(), model, rollouts, parts)
+    assert torch.equal(old, log_probs(model, batch.packed)[0].detach())
+    torch.testing.assert_close(other, log_probs(model, later.packed)[0].detach(), atol=1e-6, rtol=0)
+    both = torch.cat([log_probs(model, b.packed)[1] for b in (batch, later)]).double().mean().item()
+    assert entropy == pytest.approx(both, abs=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    update._update(config(), 2, model, optimizer, [(batch, old, None)], (2, 5), forward)
+    assert forward == []
+    assert not torch.equal(old, log_probs(model, batch.packed)[0].detach())
+
+
+def test_minibatches_are_whole_groups_as_equal_as_can_be():
+    assert split([0, 1, 2, 3, 4, 5, 6, 7], 4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert split([3, 5, 6], 2) == [[3], [5, 6]]
+    assert split([2], 4) == [[2]]
+
+
+# --- microbatches --------------------------------------------------------------------------------------------------
+
+MIXED = Rollouts(
+    [[3, 15], [5, 13, 6, 7, 15], [9, 15]],
+    [[[4, 1], [5, 6, 1], [1]], [[7, 8, 9, 1], [8], [4, 4]], [[3, 1], [3, 4, 5, 6, 7, 8, 1], [9, 1]]],
+    torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 1]]),
+    0.0,
+)
+"""Three groups of three responses of 1 to 7 tokens."""
+
+
+def every(*groups: int) -> list[tuple[int, int]]:
+    return [(g, i) for g in groups for i in range(3)]
+
+
+def test_a_minibatch_is_cut_at_the_budget_into_whole_responses():
+    found = cut(MIXED, every(0, 1, 2), 8)
+    # prompt + all but each last token: (2+1+2+0), (5+3+0), (5+1), (2+1), (2+6), (2+1); one more would make 9 or more
+    assert found == [{0: [0, 1, 2]}, {1: [0, 1]}, {1: [2]}, {2: [0]}, {2: [1]}, {2: [2]}]
+    assert cut(MIXED, every(0, 2), 9) == [{0: [0, 1, 2], 2: [0]}, {2: [1, 2]}]
+    assert cut(MIXED, every(1, 2), 1) == [{g: [i]} for g in (1, 2) for i in range(3)]
+    assert cut(MIXED, every(0, 2), None) == [{0: [0, 1, 2], 2: [0, 1, 2]}]
+
+
+@pytest.mark.parametrize("budget", [1, 8, 12, 20, 40])
+def test_packed_microbatches_stay_within_the_budget_and_lose_nothing(budget):
+    advantages = torch.arange(9.0).view(3, 3)
+    batches = update.own_batches(config(microbatch_tokens=budget), MIXED, [[0, 1, 2]], advantages, "cpu")
+    for batch in batches:
+        assert batch.packed.ids.shape[1] <= budget or len(batch.packed.lengths) == 1
+    assert torch.cat([b.advantage for b in batches]).tolist() == list(range(9))
+    assert torch.cat([b.packed.target for b in batches]).tolist() == [t for g in MIXED.responses for r in g for t in r]
+    assert torch.cat([b.packed.lengths for b in batches]).tolist() == [len(r) for g in MIXED.responses for r in g]
+
+
+def gradient(model, method: str, budget: int | None) -> tuple[dict, torch.Tensor]:
+    """What `_update` reports and the gradient it computed, away from θ_t, so that the clips bite."""
+    run_config = config(method, microbatch_tokens=budget, grad_clip=1e9, clip_low=0.05, clip_high=0.05)
+    advantages = OBJECTIVES[method].advantage(MIXED.rewards.double(), run_config.tau).float()
+    batches = update.own_batches(run_config, MIXED, [[0, 1, 2]], advantages, "cpu")
+    noise = 0.2 * torch.randn(24, generator=torch.Generator().manual_seed(0))
+    old = torch.cat([update._frozen(model, batch, run_config)[0] for batch in batches]) + noise
+    known = old.split([len(batch.packed.target) for batch in batches])
+    triples = [(batch, before, None) for batch, before in zip(batches, known, strict=True)]
+    model = copy.deepcopy(model)
+    done = update._update(run_config, 1, model, torch.optim.AdamW(model.parameters(), 1e-3), triples, (9, 24), [])
+    return done, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("method", sorted(OBJECTIVES))
+def test_microbatches_have_the_gradient_of_the_minibatch(tiny, method):
+    whole, expected = gradient(tiny[0], method, None)
+    for budget in (1, 8, 20):
+        done, found = gradient(tiny[0], method, budget)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+        assert done["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert done["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+        assert done["clip_fraction"] == whole["clip_fraction"]
+    if "clip_low" in OBJECTIVES[method].uses:
+        assert 0 < whole["clip_fraction"] < 1
+
+
+# --- ranks ---------------------------------------------------------------------------------------------------------
+
+lengths = st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=5), min_size=1, max_size=6)
+
+
+def made(lengths: list[list[int]]) -> Rollouts:
+    """Groups of responses of these lengths, each token its own."""
+    responses = [[list(range(length)) for length in group] for group in lengths]
+    return Rollouts([[3] * (1 + g % 3) for g in range(len(lengths))], responses, torch.zeros(0), 0.0)
+
+
+@given(lengths, st.integers(1, 5))
+def test_every_response_is_dealt_once_and_the_shares_are_balanced(lengths, ranks):
+    rollouts = made(lengths)
+    shares = deal(rollouts, list(range(len(lengths))), ranks)
+    assert [pair for share in shares for pair in share] == [
+        (g, i) for g, x in enumerate(lengths) for i in range(len(x))
+    ]
+    cost = {(g, i): n - 1 + len(rollouts.prompts[g]) / len(x) for g, x in enumerate(lengths) for i, n in enumerate(x)}
+    loads = [sum(cost[pair] for pair in share) for share in shares]
+    assert max(abs(load - sum(loads) / ranks) for load in loads) <= max(cost.values()) + 1e-9
+
+
+@given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 12, 40]))
+def test_all_ranks_make_the_same_number_of_passes_over_everything(lengths, ranks, budget):
+    rollouts, groups = made(lengths), split(list(range(len(lengths))), 2)
+    dealt = [passes(rollouts, groups, budget, rank, ranks) for rank in range(ranks)]
+    assert len({len(own) for own in dealt}) == 1
+    found = [(g, i) for own in dealt for part in own for g, chosen in part.items() for i in chosen]
+    assert sorted(found) == [(g, i) for g, x in enumerate(lengths) for i in range(len(x))]
+
+
+def test_a_pass_for_other_ranks_moves_nothing(tiny):
+    """The gradient with an idle pass among the microbatches is the gradient without it, bit for bit."""
+    model, advantages, gradients = tiny[0], torch.arange(9.0).view(3, 3) - 4, []
+    for extra in ([], [{}]):
+        parts = [{0: [0, 1, 2], 1: [0, 1, 2]}, {2: [0, 1, 2]}, *extra]
+        batches = [update.microbatch(MIXED, part, advantages, "cpu") for part in parts]
+        triples = [(b, update._frozen(model, b, config())[0] if b.part else torch.zeros(1), None) for b in batches]
+        copied = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(copied.parameters())
+        done = update._update(config("grpo"), 1, copied, optimizer, triples, (9, 24), [])
+        gradients.append((done, [p.grad for p in copied.parameters()]))
+    assert gradients[0][0] == gradients[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(gradients[0][1], gradients[1][1], strict=True))
+
+
+# --- rollouts that wait, engines that mismatch ----------------------------------------------------------------------
+
+
+def test_rollouts_survive_as_tensors():
+    old = [[torch.rand(len(response)) for response in group] for group in MIXED.responses]
+    sampled = [[[-0.5] * len(response) for response in group] for group in MIXED.responses]
+    for rollouts in (MIXED, replace(MIXED, old=old, entropy=1.25, sampled=sampled)):
+        again = from_tensors(to_tensors(rollouts))
+        assert (again.prompts, again.responses) == (rollouts.prompts, rollouts.responses)
+        assert torch.equal(again.rewards, rollouts.rewards)
+        assert (again.truncated, again.entropy, again.sampled) == (0.0, rollouts.entropy, rollouts.sampled)
+        groups = zip(again.old or [], rollouts.old or [], strict=True)
+        pairs = [pair for group in groups for pair in zip(*group, strict=True)]
+        assert len(pairs) == (9 if rollouts.old else 0)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_importance_weights_are_ratios_of_sequences_cut_at_the_cap(tiny):
+    """Against the definition; and a weight multiplies its response's whole term, before the mean."""
+    model, capped = tiny[0], config(engine="vllm", importance_cap=1.5)
+    [batch] = update.own_batches(capped, MIXED, [[0, 1, 2]], torch.ones(3, 3), "cpu")
+    before = update._frozen(model, batch, capped)[0]
+    noise = np.random.default_rng(0).normal(0, 0.3, len(before))
+    theirs = iter((before.double().numpy() + noise).tolist())
+    sampled = [[[next(theirs) for _ in response] for response in group] for group in MIXED.responses]
+    got = update.importance(capped, replace(MIXED, sampled=sampled), batch, before)
+    ends = np.cumsum([0, *batch.packed.lengths.tolist()])
+    exact = [min(1.5, np.exp(-noise[a:b].sum())) for a, b in pairwise(ends)]
+    np.testing.assert_allclose(got.double().numpy(), exact, rtol=1e-6)
+    assert (got == 1.5).any()
+    assert (got < 1.5).any()
+    assert update.importance(config(), MIXED, batch, before) is None
