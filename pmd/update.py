@@ -176,7 +176,8 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = config.lr * min(1.0, step / (config.warmup + 1))
     optimizer.step()
-    return {"loss": loss_sum, "grad_norm": norm, "clip_fraction": clips / terms if terms else None}
+    fraction = float(np.float32(clips / terms)) if terms else None  # a mean of fp32 flags, as on one process
+    return {"loss": loss_sum, "grad_norm": norm, "clip_fraction": fraction}
 
 
 def hyper(config: Train) -> Hyper:

@@ -44,8 +44,14 @@ def given(shared, out, train=None, **entry):
     return {"preset": str(out), "scale": {"a": entry}, "train": COMMITTED["train"], "methods": COMMITTED["methods"]}
 
 
+@pytest.fixture(autouse=True)
+def others(monkeypatch):
+    """The processes that earlier tests left running, such as the verifier's workers."""
+    monkeypatch.setattr(psutil, "others", set(psutil.Process().children(recursive=True)), raising=False)
+
+
 def offspring():
-    return psutil.Process().children(recursive=True)
+    return [process for process in psutil.Process().children(recursive=True) if process not in psutil.others]
 
 
 def gone(processes, seconds=20):
