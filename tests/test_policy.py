@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2C
 from pmd import forward, policy
 from pmd.attention import PACKED
 from pmd.files import ROOT
-from pmd.forward import checkpoint_activations, log_probs
+from pmd.forward import checkpoint_activations, compile_layers, log_probs
 from pmd.packing import pack
 from pmd.policy import load_policy, save_policy
 from pmd.rollout import Sampling, TorchEngine
@@ -170,6 +170,31 @@ def test_recomputing_activations_changes_no_bit_of_the_gradient(tiny):
         )
     assert runs == [2, 4]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_compiled_layers_compute_the_same(tiny, monkeypatch):
+    """Values, gradients and rollouts, for several numbers of tokens; traced, but without the need of a C++ compiler."""
+    plain_compile, traced = torch.nn.Module.compile, []
+
+    def compile_traced(module, **options):
+        traced.append(type(module).__name__)
+        plain_compile(module, **options, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_traced)
+    exact, model = tiny[0], copy.deepcopy(tiny[0])
+    compile_layers(model)
+    assert traced == ["Qwen2RMSNorm", "Qwen2RMSNorm", "Qwen2MLP"] * 2
+    for prompts, responses in ((PROMPTS, RESPONSES), (PROMPTS[:1], RESPONSES[:1])):
+        packed, gradients = pack(prompts, responses), []
+        torch.testing.assert_close(log_probs(model, packed), log_probs(exact, packed), atol=2e-6, rtol=0)
+        for each in (exact, model):
+            each.zero_grad()
+            log_probs(each, packed)[0].pow(2).sum().backward()
+            gradients.append([p.grad.clone() for p in each.parameters()])
+        for got, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    samples = [TorchEngine(each, 1).sample(PROMPTS, 2, Sampling(6), 0) for each in (exact, model)]
+    assert samples[0] == samples[1]
 
 
 def test_another_architecture_packs_too():
