@@ -104,14 +104,23 @@ def _gap(omega: Array, delta: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         u = np.where(half > 0, 2 * delta / (half + root), root - half)
     u = np.where(omega > 0, np.maximum(u, delta - omega), np.minimum(u, delta - omega))
+    regular = omega.min(initial=0.0) >= 0  # then the slope is at least 1
     for _ in range(12):
-        lost = -np.expm1(-u)  # 1 − e^{−u}
-        slope = (1 + omega) - omega * lost
-        with np.errstate(divide="ignore", invalid="ignore"):
-            newton = (u + omega * lost - delta) / slope
-            halley = newton / (1 + newton * omega * (1 - lost) / (2 * slope))
-        u = np.maximum(u - np.where(slope > 0, halley, 0.0), 0.0)
-        if np.max(np.abs(halley), initial=0.0, where=slope > 0) < 1e-6:  # cubic: the next step is below rounding
+        drawn = np.expm1(-u)
+        drawn *= -omega  # ω(1 − e^{−u})
+        slope = (1 + omega) - drawn
+        if regular:
+            step = u + drawn
+            step -= delta
+            step /= slope
+            step /= 1 + step * (0.5 - 0.5 / slope)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                newton = (u + drawn - delta) / slope
+                halley = newton / (1 + newton * (omega - drawn) / (2 * slope))
+            step = np.where(slope > 0, halley, 0.0)
+        u = np.maximum(u - step, 0.0)
+        if max(step.max(initial=0.0), -step.min(initial=0.0)) < 1e-6:  # cubic: the next step is below rounding
             break
     return u
 
@@ -131,11 +140,14 @@ def _excess(omega: Array, probs: Array, a: Array, delta: Array) -> tuple[Array, 
     u = _gap(w, delta)
     e = np.exp(-u)
     s = a - w * e
-    rho = probs * np.exp(s)
-    denominator = (1 + w) + w * np.expm1(-u)
+    change = probs * np.expm1(s)
+    moved = (probs + change) * e  # for the derivative alone, which may lose digits
+    if omega.min(initial=0.0) >= 0:
+        return s, np.sum(change, axis=-1), -(1 + omega) * np.sum(moved / (1 + w * e), axis=-1)
+    denominator = (1 + w) + w * np.expm1(-u)  # keeps its digits near the double root ω = −1, u = 0
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.where(denominator > 0, (1 + w) / denominator, 1.0)
-    return s, np.sum(probs * np.expm1(s), axis=-1), -np.sum(rho * e * weight, axis=-1)
+    return s, np.sum(change, axis=-1), -np.sum(moved * weight, axis=-1)
 
 
 def _find_omega(probs: Array, a: Array, delta: Array, low: Array, high: Array) -> Array:
