@@ -38,7 +38,7 @@ from scipy.special import wrightomega
 from scipy.stats import binom
 
 Array = NDArray[np.float64]
-_BLOCK = 1 << 15  # elements solved together: the working set stays in the processor's cache
+_BLOCK = 1 << 16  # elements solved together: the working set stays in the processor's cache
 
 
 class Temperature(NamedTuple):
@@ -93,18 +93,15 @@ class Prediction(NamedTuple):
 # --- the solver -----------------------------------------------------------------------------------
 
 
-def _gap(omega: Array, delta: Array) -> Array:
+def _gap(omega: Array, delta: Array, near: Array | None = None) -> Array:
     """Solve u + ω(1 − e^{−u}) = δ for u ≥ 0, given ω ≥ −1 and δ ≥ 0 (the principal branch of Lambert's W).
 
     The start replaces 1 − e^{−u} by its bounds 2u/(2 + u) and 1. From there Halley steps always converge,
     the double root at ω = −1, δ = 0 included: at most four up to ω, δ = 1000, a few more at 1e6.
+    For ω ≥ 0 the left side is increasing and concave, so they converge from `near`, the solution at another ω, too.
     """
-    half = (1 + omega) - delta / 2
-    root = np.sqrt(half * half + 2 * delta)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        u = np.where(half > 0, 2 * delta / (half + root), root - half)
-    u = np.where(omega > 0, np.maximum(u, delta - omega), np.minimum(u, delta - omega))
     regular = omega.min(initial=0.0) >= 0  # then the slope is at least 1
+    u = near if regular and near is not None else _gap_start(omega, delta)
     for _ in range(12):
         drawn = np.expm1(-u)
         drawn *= -omega  # ω(1 − e^{−u})
@@ -125,6 +122,14 @@ def _gap(omega: Array, delta: Array) -> Array:
     return u
 
 
+def _gap_start(omega: Array, delta: Array) -> Array:
+    half = (1 + omega) - delta / 2
+    root = np.sqrt(half * half + 2 * delta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = np.where(half > 0, 2 * delta / (half + root), root - half)
+    return np.where(omega > 0, np.maximum(u, delta - omega), np.minimum(u, delta - omega))
+
+
 def _log_mean_exp(probs: Array, x: Array) -> Array:
     """log E e^x over the last axis, without overflow and without cancellation for small x."""
     top = x.max(axis=-1, keepdims=True)
@@ -134,31 +139,36 @@ def _log_mean_exp(probs: Array, x: Array) -> Array:
     return np.where(near, np.log1p(np.where(near, excess, 0.0)), far)
 
 
-def _excess(omega: Array, probs: Array, a: Array, delta: Array) -> tuple[Array, Array, Array]:
-    """Log-ratios s [B, N] at ω [B], E(ρ − 1) [B] and its derivative in ω [B]."""
+def _excess(
+    omega: Array, probs: Array, a: Array, delta: Array, near: Array | None = None
+) -> tuple[Array, Array, Array, Array]:
+    """Log-ratios s [B, N] at ω [B], E(ρ − 1) [B] and its derivative in ω [B], and the u [B, N] of `_gap`."""
     w = omega[:, None]
-    u = _gap(w, delta)
+    u = _gap(w, delta, near)
     e = np.exp(-u)
     s = a - w * e
     change = probs * np.expm1(s)
     moved = (probs + change) * e  # for the derivative alone, which may lose digits
     if omega.min(initial=0.0) >= 0:
-        return s, np.sum(change, axis=-1), -(1 + omega) * np.sum(moved / (1 + w * e), axis=-1)
+        return s, np.sum(change, axis=-1), -(1 + omega) * np.sum(moved / (1 + w * e), axis=-1), u
     denominator = (1 + w) + w * np.expm1(-u)  # keeps its digits near the double root ω = −1, u = 0
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.where(denominator > 0, (1 + w) / denominator, 1.0)
-    return s, np.sum(change, axis=-1), -np.sum(moved * weight, axis=-1)
+    return s, np.sum(change, axis=-1), -np.sum(moved * weight, axis=-1), u
 
 
-def _find_omega(probs: Array, a: Array, delta: Array, low: Array, high: Array) -> Array:
-    """The root ω ∈ [low, high] of E(ρ − 1), decreasing in ω: Newton on log E ρ, bisection where it strays."""
+def _find_omega(probs: Array, a: Array, delta: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The root ω ∈ [low, high] of E(ρ − 1), decreasing in ω: Newton on log E ρ, bisection where it strays.
+
+    Returns ω and the last u of `_gap`, from which the next one starts.
+    """
     start = a.max(axis=-1) + np.log(np.sum(probs * np.exp(-delta), axis=-1))
     omega = np.clip(start, low, high)
     noise = 4 * np.finfo(float).eps * np.sum(probs * np.abs(a), axis=-1)
-    active = np.arange(len(omega))
+    active, gap = np.arange(len(omega)), _gap_start(omega[:, None], delta)
     for _ in range(100):
         now = omega[active]
-        _, excess, slope = _excess(now, probs[active], a[active], delta[active])
+        _, excess, slope, gap[active] = _excess(now, probs[active], a[active], delta[active], gap[active])
         low[active] = np.where(excess > 0, now, low[active])
         high[active] = np.where(excess < 0, now, high[active])
         new = now - np.log1p(excess) * (1 + excess) / slope
@@ -169,8 +179,8 @@ def _find_omega(probs: Array, a: Array, delta: Array, low: Array, high: Array) -
         moving = np.abs(new - now) > 1e-8 * np.minimum(1.0, np.abs(new)) + noise[active]
         active = active[moving]
         if active.size == 0:
-            return omega
-    return omega
+            break
+    return omega, gap
 
 
 def _solve_block(probs: Array, a: Array, delta: Array, mean: bool) -> tuple[Array, Array]:
@@ -185,8 +195,8 @@ def _solve_block(probs: Array, a: Array, delta: Array, mean: bool) -> tuple[Arra
     # 1 ≤ ρ_best ≤ 1/P(best) for λ ≥ 0 and the principal branch for λ < 0
     low = np.where(negative, -1.0, np.maximum(best + log_mass, 0.0))
     high = np.where(negative, 0.0, np.maximum(best, low))
-    omega = _find_omega(probs, a, delta, low, high)
-    s, excess, _ = _excess(omega, probs, a, delta)
+    omega, gap = _find_omega(probs, a, delta, low, high)
+    s, excess, *_ = _excess(omega, probs, a, delta, gap)
     s = s - np.log1p(excess)[:, None]  # rounding only: E ρ = 1 to the last digit
     lam = omega * np.exp(omega - best)
     return np.where(exists, lam, np.nan), np.where(exists[:, None], s, np.nan)
