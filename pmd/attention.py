@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
-from pmd.packing import Block, Packed
+from pmd.packing import Packed
 
 PACKED = "pmd_packed"
 """The name under which transformers finds `packed_attention`."""
@@ -28,18 +28,24 @@ def packed_attention(module, query, key, value, attention_mask, layout: Packed |
         return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     if layout.mask is not None:
         return masked(query, key, value, layout.mask, scale).transpose(1, 2), None
-    d, heads = query.shape[-1], query.shape[1]
-    q, kv = (x[0].transpose(0, 1).flatten(1) for x in (query, torch.cat([key, value], dim=1)))  # [N, heads * d]
+    return blockwise(query, key, value, layout, scale), None
 
-    def rows(index: Tensor, flat: Tensor) -> Tensor:  # -> [rows, heads, width, d]
-        return F.embedding(index, flat).unflatten(2, (-1, d)).transpose(1, 2)  # a gather with a fast CPU backward
 
-    def attended(block: Block) -> Tensor:  # -> [rows * width, heads * d]
-        out = attend(rows(block.queries, q), *rows(block.keys, kv).chunk(2, dim=1), block.bias, scale)
-        return out.transpose(1, 2).reshape(-1, heads * d)
+def blockwise(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float) -> Tensor:
+    """Attention in the layout's blocks: query [1, heads, N, d], key, value [1, kv_heads, N, d] -> [1, N, heads, d]."""
+    heads, d = query.shape[1], query.shape[3]
+    q, kv = (x[0].transpose(0, 1).flatten(1) for x in (query * scale, torch.cat([key, value], dim=1)))  # [N, heads * d]
+    shapes = [bias.shape for bias in layout.biases]
+    # a gather with a fast CPU backward, for all blocks at once
+    queries = F.embedding(layout.queries, q).split([rows * width for rows, _, width, _ in shapes])
+    keys = F.embedding(layout.keys, kv).split([rows * width for rows, _, _, width in shapes])
 
-    out = torch.cat([attended(block) for block in layout.blocks])
-    return F.embedding(layout.scatter, out).view(1, -1, heads, d), None
+    def attended(bias: Tensor, q: Tensor, kv: Tensor) -> Tensor:  # -> [rows * width, heads * d]
+        q, kv = (x.view(len(bias), -1, x.shape[1] // d, d).transpose(1, 2) for x in (q, kv))
+        return attend(q, *kv.chunk(2, dim=1), bias).transpose(1, 2).reshape(-1, heads * d)
+
+    out = torch.cat([attended(*block) for block in zip(layout.biases, queries, keys, strict=True)])
+    return F.embedding(layout.scatter, out).view(1, -1, heads, d)
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -65,7 +71,7 @@ def masked(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: fl
     return flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
     """softmax(scale q kᵀ + bias) v; query: [B, heads, Q, d], key, value: [B, kv_heads, K, d], bias: [B or 1, 1, Q, K].
 
     On a CPU the fused kernel is several times slower than plain products at short lengths; heads that share a key stand
@@ -76,9 +82,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
         return fused(query, key, value, bias, scale)
     b, heads, q, d = query.shape
     kv = key.shape[1]
-    scores = torch.bmm((query * scale).reshape(b * kv, -1, d), key.flatten(0, 1).transpose(1, 2))
-    scores.view(b, kv, heads // kv, q, -1).add_(bias[:, :, None])
-    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(b, heads, q, d)
+    query = query if scale == 1 else query * scale
+    folded = query.unflatten(1, (kv, -1)).transpose(2, 3).reshape(b * kv, -1, d)  # a view if kv is 1
+    scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2)).view(b, kv, q, heads // kv, -1)
+    bias = bias[:, :, :, None]
+    scores = scores + bias if scores.requires_grad else scores.add_(bias)  # in place, a backward pass copies more
+    out = torch.bmm(scores.softmax(-1).view(b * kv, -1, scores.shape[-1]), value.flatten(0, 1)).view(b, kv, q, -1, d)
+    return out.transpose(2, 3).flatten(1, 2)
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
 BLOCKS = 3
@@ -26,37 +26,28 @@ tile is whole and compiled kernels meet few shapes."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """B rows of packed tokens for attention: queries [B, Q], keys [B, K], and bias [B, 1, Q, K], 0 where a query may
-    look and -inf elsewhere."""
-
-    queries: Tensor
-    keys: Tensor
-    bias: Tensor
-
-    def to(self, device: str) -> Block:
-        return Block(self.queries.to(device), self.keys.to(device), self.bias.to(device))
-
-
-@dataclass(frozen=True)
 class Packed:
     """G prompts and their S responses laid out without padding, as N packed tokens; all int64 but biases and mask.
 
-    ids, positions: [1, N]. Attention reads blocks: the prompts, then the responses behind their prompts, those of
-    similar length together so that little of a block is padding; scatter [N] says where in the blocks' flattened
-    queries each packed token is. For "flex" it reads mask instead, and there are no blocks and no scatter. predictor,
-    target, sequence: [M], for each response token the packed token that predicts it, its id and its response (tokens of
-    one response are consecutive). lengths: [S] tokens of each response.
+    ids, positions: [1, N]. predictor, target, sequence: [M], for each response token the packed token that predicts it,
+    its id and its response (tokens of one response are consecutive). lengths: [S] tokens of each response.
+
+    Attention reads blocks of rows, a row being a prompt or a response behind its prompt, those of similar length
+    together so that little of a block is padding. biases: one a block, [B, 1, Q, K], 0 where a query may look and -inf
+    elsewhere; queries, keys: the packed tokens of the blocks' B x Q queries and B x K keys, block after block; scatter:
+    [N], where among the queries each packed token is. For "flex" it reads mask, and the former are empty or None.
     """
 
     ids: Tensor
     positions: Tensor
-    blocks: tuple[Block, ...]
-    scatter: Tensor | None
     predictor: Tensor
     target: Tensor
     sequence: Tensor
     lengths: Tensor
+    biases: tuple[Tensor, ...] = ()
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    scatter: Tensor | None = None
     mask: BlockMask | None = None
 
 
@@ -75,47 +66,53 @@ def pack(
     if attention not in ("blocks", "flex"):
         raise ValueError(f"attention: got {attention!r}, must be blocks or flex")
     flat = [response for group in responses for response in group]
-    if not all(map(len, prompts)) or not all(map(len, flat)):
+    prompt_length, length = np.array([len(p) for p in prompts]), np.array([len(r) for r in flat])
+    if not all(prompt_length) or not all(length):
         raise ValueError("a prompt or a response has no tokens")
-    group = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor([len(g) for g in responses]))
-    prompt_length, length = torch.tensor([len(p) for p in prompts]), torch.tensor([len(r) for r in flat])
-    prompt_ids, prompt_real = _table(prompts)
-    target_ids, target_real = _table(flat)
-    fed_real = target_real[:, 1:]  # [S, R]: every token but the last is fed
-    prompt_rows = _number(prompt_real, 0)
-    response_rows = _number(fed_real, int(prompt_length.sum()))
-    first = (prompt_length.cumsum(0) - 1)[group, None]  # the prompt's last token predicts the first of the response
-    position = prompt_length[group, None] + torch.arange(response_rows.shape[1])
+    group = np.repeat(np.arange(len(prompts)), [len(g) for g in responses])
+    # a piece is a prompt, or what is fed of a response; the pieces stand one after the other
+    own = np.concatenate([prompt_length, length - 1])
+    behind = np.concatenate([0 * prompt_length, prompt_length[group]])
+    start = own.cumsum() - own
+    piece, place = _places(own)
+    sequence, t = _places(length)
+    target = _joined(flat)
     fields = {
-        "ids": torch.cat([prompt_ids[prompt_real], target_ids[:, :-1][fed_real]])[None],
-        "positions": torch.cat([(prompt_real.cumsum(1) - 1)[prompt_real], position[fed_real]])[None],
-        "predictor": torch.cat([first, response_rows], dim=1)[target_real],
-        "target": target_ids[target_real],
-        "sequence": torch.repeat_interleave(torch.arange(len(flat)), length),
+        "ids": np.concatenate([_joined(prompts), target[t < length[sequence] - 1]])[None],
+        "positions": (behind[piece] + place)[None],
+        # the prompt's last token predicts the first of the response
+        "predictor": np.where(t == 0, (start + own - 1)[group[sequence]], start[len(prompts) + sequence] + t - 1),
+        "target": target,
+        "sequence": sequence,
         "lengths": length,
     }
-    blocks, mask, extra = (), None, {}
+    biases, mask = [], None
     if attention == "flex":
-        mask, extra = _masked(fields, prompt_length, group, length - 1, device)
+        owner = np.concatenate([np.arange(len(prompts)), group])[piece]
+        response = np.maximum(piece - len(prompts), -1)
+        padding = (0, -len(piece) % TILE)  # padding alone looks at padding
+        tiled = (torch.from_numpy(np.pad(x, padding, constant_values=-1)) for x in (owner, response))
+        mask = sparse_mask(*(x.to(device, torch.int32) for x in tiled))
+        fields |= {name: np.pad(fields[name], ((0, 0), padding)) for name in ("ids", "positions")}
     else:
-        blocks, extra = _blocks(prompt_rows, prompt_length, response_rows, length, group)
-    moved = {name: value.to(device) for name, value in (fields | extra).items()}
-    return Packed(blocks=tuple(block.to(device) for block in blocks), mask=mask, **{"scatter": None} | moved)
+        biases, extra = _blocks(np.concatenate([0 * prompt_length, start[group]]), behind, start, own)
+        fields |= extra
+    moved = {name: torch.from_numpy(value).to(device) for name, value in fields.items()}
+    return Packed(biases=tuple(torch.from_numpy(bias).to(device) for bias in biases), mask=mask, **moved)
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """All rows' ids, one after the other."""
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
+def _places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every token of rows of these lengths, its row and its place there."""
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    return row, np.arange(len(row)) - (lengths.cumsum() - lengths)[row]
 
 
 # --- flex: a sparse mask over the packed tokens ---------------------------------------------------------------------
-
-
-def _masked(
-    fields: dict[str, Tensor], prompt_length: Tensor, group: Tensor, fed: Tensor, device: str | torch.device
-) -> tuple[BlockMask, dict[str, Tensor]]:
-    """The mask on its device, and ids and positions with their padding, which padding alone looks at."""
-    tokens = torch.cat([prompt_length, fed])
-    owner = torch.cat([torch.arange(len(prompt_length)), group]).repeat_interleave(tokens)
-    response = torch.cat([torch.full_like(prompt_length, -1), torch.arange(len(fed))]).repeat_interleave(tokens)
-    padding = (0, -len(owner) % TILE)
-    owner, response = (F.pad(x, padding, value=-1).to(device, torch.int32) for x in (owner, response))
-    return sparse_mask(owner, response), {name: F.pad(fields[name], padding) for name in ("ids", "positions")}
 
 
 def sparse_mask(group: Tensor, response: Tensor) -> BlockMask:
@@ -150,44 +147,36 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(
-    prompt_rows: Tensor, prompt_length: Tensor, response_rows: Tensor, length: Tensor, group: Tensor
-) -> tuple[list[Block], dict[str, Tensor]]:
-    """The prompts' block and at most BLOCKS of responses, and `scatter`."""
-    parts = (prompt_length[group] + length).argsort(stable=True).chunk(BLOCKS)
-    blocks = [_block(prompt_rows[:, :0], prompt_length * 0, prompt_rows, prompt_length)]
-    blocks += [_block(prompt_rows[group[i]], prompt_length[group[i]], response_rows[i], length[i] - 1) for i in parts]
-    blocks = [(block, real) for block, real in blocks if real.numel()]  # a response of one token is not fed
-    scatter = _slots([block.queries for block, _ in blocks], [real for _, real in blocks])
-    return [block for block, _ in blocks], {"scatter": scatter}
+    before: np.ndarray, behind: np.ndarray, start: np.ndarray, own: np.ndarray
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """At most BLOCKS biases; queries, keys and scatter. A row is `own` tokens from `start`, which see the `behind` ones
+    from `before` too."""
+    rows = (behind + own).argsort(kind="stable")
+    parts = np.array_split(rows[own[rows] > 0], BLOCKS)  # a response of one token is not fed
+    blocks = [_block(before[i], behind[i], start[i], own[i]) for i in parts if len(i)]
+    biases, queries, keys, real = zip(*blocks, strict=True)
+    queries, keys, real = (np.concatenate([x.ravel() for x in xs]) for xs in (queries, keys, real))
+    scatter = np.empty(own.sum(), np.int64)
+    scatter[queries[real]] = real.nonzero()[0]
+    return list(biases), {"queries": queries, "keys": keys, "scatter": scatter}
 
 
-def _block(behind: Tensor, behind_length: Tensor, rows: Tensor, length: Tensor) -> tuple[Block, Tensor]:
-    """Rows of packed tokens [B, Q] that attend to those before them [B, P] and causally to themselves; and which of
-    the queries are real [B, Q]. Both are cut to the longest row."""
-    p, q = int(behind_length.max()), int(length.max())
-    behind, rows = behind[:, :p], rows[:, :q]
-    before = torch.arange(p) < behind_length[:, None]
-    causal = torch.ones(q, q, dtype=torch.bool).tril()
-    seen = torch.cat([before[:, None].expand(-1, q, -1), causal.expand(len(rows), -1, -1)], dim=2)
-    bias = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
-    return Block(rows, torch.cat([behind, rows], dim=1), bias), torch.arange(q) < length[:, None]
+def _block(before: np.ndarray, behind: np.ndarray, start: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(bias [B, 1, Q, K], queries [B, Q], keys [B, K], which queries are real [B, Q]) of such rows.
+
+    The queries and keys that are not real are token 0.
+    """
+    keys, seen = _span(before, behind)
+    queries, real = _span(start, own)
+    shape = (len(own), queries.shape[1])
+    causal = np.tri(shape[1], dtype=bool)
+    seen = np.concatenate([np.broadcast_to(x, (*shape, x.shape[-1])) for x in (seen[:, None], causal)], axis=2)
+    bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+    return bias, queries, np.concatenate([keys, queries], axis=1), real
 
 
-def _slots(queries: list[Tensor], real: list[Tensor]) -> Tensor:
-    """Where each packed token stands in the blocks' flattened queries."""
-    token, real = (torch.cat([x.flatten() for x in xs]) for xs in (queries, real))
-    return torch.empty(int(real.sum()), dtype=torch.int64).scatter_(0, token[real], real.nonzero()[:, 0])
-
-
-def _table(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths as one table of ids and the mask of its real entries, both [rows, longest]."""
-    lengths = np.array([len(row) for row in rows])
-    real = np.arange(lengths.max()) < lengths[:, None]
-    table = np.zeros(real.shape, dtype=np.int64)
-    table[real] = np.concatenate([np.asarray(row) for row in rows])
-    return torch.from_numpy(table), torch.from_numpy(real)
-
-
-def _number(real: Tensor, start: int) -> Tensor:
-    """Number the real entries row by row from `start`; the others point at token 0 and are never read."""
-    return torch.where(real, real.flatten().cumsum(0).view_as(real) - 1 + start, 0)
+def _span(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """start, start + 1, … of each row as one table, as wide as the longest row, and the mask of its real entries."""
+    places = np.arange(length.max())
+    real = places < length[:, None]
+    return np.where(real, start[:, None] + places, 0), real

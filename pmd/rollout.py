@@ -67,7 +67,7 @@ class KVCache(DynamicCache):
             rows, heads, _, d = x.shape
             # under autocast the rotary embedding makes keys fp32; values have the type that attention computes in
             memory = x.new_empty(rows * n, heads, capacity, d, dtype=layer.values.dtype)
-            memory[:, :, : self.length] = x.repeat_interleave(n, dim=0)
+            memory.view(rows, n, heads, capacity, d)[..., : self.length, :] = x[:, None]
             room.append(memory)
         return room
 
@@ -88,7 +88,7 @@ class KVCache(DynamicCache):
         for layer in self.memory:
             for i, memory in enumerate(layer):
                 layer[i] = memory[: len(rows)]
-                layer[i][:, :, : self.length] = memory[rows, :, : self.length]
+                layer[i][:, :, : self.length] = memory[:, :, : self.length].index_select(0, rows)
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
@@ -102,9 +102,10 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         before = ordered.cumsum(-1) - ordered
         p = p.scatter(1, index, ordered.where(before < sampling.top_p, 0.0))
     cdf = p.cumsum(-1)
-    token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
-    last = p.shape[-1] - 1 - (p.flip(-1) > 0).int().argmax(-1)  # rounding must not pick beyond the last possible token
-    return torch.minimum(token, last)
+    total = cdf[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
+    token = torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
+    return token.clamp_max(p.shape[-1] - 1)  # of logits that are not numbers: the loss will say so
 
 
 class TorchEngine:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pmd import checkpoint
+from pmd import checkpoint, cpu
 from pmd.files import write_json, write_jsonl
 from pmd.forward import log_probs
 from pmd.packing import pack
@@ -40,7 +40,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     for number, trace in enumerate(traces, start=1):
         if not trace.get("response"):
             raise ValueError(f"supervised trace {number} (id {trace['id']!r}): column 'response' is missing or empty")
-    torch.set_num_threads(config.threads)
+    cpu.use(config.threads)
     torch.manual_seed(derive(config.seed, 0, "sft"))
     model, tokenizer = build_policy(
         SYMBOLS, config.layers, config.width, config.heads, config.kv_heads, config.feedforward, config.seed

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pmd import checkpoint, distributed
+from pmd import checkpoint, cpu, distributed
 from pmd.evaluate import accuracy, respond, score, summarise
 from pmd.files import read_json, read_jsonl, write_json, write_jsonl
 from pmd.forward import checkpoint_activations, compile_layers
@@ -69,7 +69,7 @@ def train(
     if (out / "result.json").exists():
         _same_run(out, config, tags)
         return read_json(out / "result.json")
-    torch.set_num_threads(config.threads)
+    cpu.use(config.threads)
     policy = load(config, base, device, engine)
     state, waiting = _begin(out, config, tags, policy)
     first, carried = state["step"], 0.0

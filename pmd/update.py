@@ -103,9 +103,10 @@ def freeze(
     return forward, [log_p for log_p, _ in read], _mean_over_ranks(real)
 
 
-@torch.no_grad()
 def _frozen(model: PreTrainedModel, batch: Microbatch, config: Train) -> tuple[Tensor, Tensor]:
-    return log_probs(model, batch.packed, config.temperature)
+    """`log_probs` without a graph. Inference mode keeps no books at all, but FSDP2 reuses what it gathers."""
+    with torch.no_grad() if sharded(model) else torch.inference_mode():
+        return log_probs(model, batch.packed, config.temperature)
 
 
 def _mean_over_ranks(pieces: list[Tensor]) -> float:
@@ -217,7 +218,7 @@ def _measure(model: PreTrainedModel, batches: list[Microbatch], old: list[Tensor
         return {"lambda": 0.0, "kl": 0.0, "chi2": 0.0}
     own = []
     for batch, before in zip(batches, old, strict=False):
-        after, _ = log_probs(model, batch.packed, config.temperature)
+        after, _ = _frozen(model, batch, config)
         s = Minibatch(after - before, before, batch.packed.sequence, batch.packed.lengths, 1).s.double()
         own.append(s if batch.part else s[:0])
     s = torch.cat(gather(torch.cat(own).cpu()))
