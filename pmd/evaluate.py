@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from pmd.distributed import spread
-from pmd.files import atomic, workers
+from pmd.files import atomic, read_json, workers
 from pmd.params import Evaluate
 from pmd.policy import load_policy
 from pmd.prompts import encode
@@ -129,20 +129,22 @@ def evaluate(config: Evaluate, model_dir: Path, sets: dict[str, list[dict]]) -> 
 def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
     """Evaluate the base model and the last and validation-best checkpoint of every run below run/train.
 
-    Writes run/evaluate/<method>/<seed>/<which>.parquet, atomically, on a CPU in parallel.
-    Returns one row a model and set.
+    Writes run/evaluate/<method>/<seed>/<which>.parquet, atomically, on a CPU in parallel; a checkpoint that is both is
+    sampled once. Returns one row a model and set.
     """
     sets = {name: read_problems(data / f"{name}.jsonl") for name in config.sets}
-    models = {Path("base") / "last.parquet": run / "base"}
+    models = {run / "base": [run / "evaluate" / "base" / "last.parquet"]}
     for result in sorted((run / "train").glob("*/*/result.json")):
+        out, steps = run / "evaluate" / result.parent.relative_to(run / "train"), read_json(result)
         for which in ("last", "best"):
-            models[result.parent.relative_to(run / "train") / f"{which}.parquet"] = result.parent / which
+            same = steps["best_step"] == steps["last_step"]
+            models.setdefault(result.parent / ("last" if same else which), []).append(out / f"{which}.parquet")
     if len(models) == 1:
         raise ValueError(
             f"{run / 'train'}: no finished run to evaluate; run notebooks/2-train.ipynb or `dvc repro` first"
         )
     with ProcessPoolExecutor(workers(1, config.device), multiprocessing.get_context("spawn")) as pool:
-        arguments = [(config, model, sets, run / "evaluate" / path) for path, model in models.items()]
+        arguments = [(config, model, sets, paths) for model, paths in models.items()]
         frames = list(
             tqdm(
                 pool.map(_evaluate_one, arguments),
@@ -155,15 +157,19 @@ def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _evaluate_one(arguments: tuple[Evaluate, Path, dict[str, list[dict]], Path]) -> pd.DataFrame:
-    config, model, sets, path = arguments
+def _evaluate_one(arguments: tuple[Evaluate, Path, dict[str, list[dict]], list[Path]]) -> pd.DataFrame:
+    config, model, sets, paths = arguments
     torch.set_num_threads(1)
     samples = evaluate(config, model, sets)
-    atomic(path, lambda temporary: samples.to_parquet(temporary, index=False))
-    row = samples.groupby("set").agg(
+    means = samples.groupby("set").agg(
         avg=("correct", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean")
     )
-    return row.reset_index().assign(method=path.parts[-3] if path.parts[-2] != "base" else "base", which=path.stem)
+    rows = []
+    for path in paths:
+        atomic(path, lambda temporary: samples.to_parquet(temporary, index=False))
+        method = path.parts[-3] if path.parts[-2] != "base" else "base"
+        rows.append(means.reset_index().assign(method=method, which=path.stem))
+    return pd.concat(rows, ignore_index=True)
 
 
 def accuracy(summary: dict) -> float:

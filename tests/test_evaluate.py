@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -84,7 +86,7 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PMD_WORKERS", "1")
     for name in ("base", "train/kimi/seed-1/last", "train/kimi/seed-1/best"):
         save_policy(*tiny, tmp_path / "run" / name)
-    write_json(tmp_path / "run" / "train" / "kimi" / "seed-1" / "result.json", {})
+    write_json(tmp_path / "run" / "train" / "kimi" / "seed-1" / "result.json", {"best_step": 2, "last_step": 4})
     for name in ("test", "ood"):
         write_jsonl(tmp_path / "data" / f"{name}.jsonl", PROBLEMS)
     return tmp_path
@@ -105,6 +107,17 @@ def test_every_checkpoint_is_evaluated_with_the_same_seeds(run):
     assert len(first) == 2 * 2 * 4
     responses = first.groupby("set")["response"].agg(tuple)
     assert responses["test"] != responses["ood"]  # each set has its own seed
+
+
+def test_a_checkpoint_that_is_last_and_best_is_sampled_once(run):
+    seed = run / "run" / "train" / "kimi" / "seed-1"
+    write_json(seed / "result.json", {"best_step": 4, "last_step": 4})
+    shutil.rmtree(seed / "best")  # so that sampling it would fail
+    config = params.evaluate(params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
+    scores = evaluate_all(config, run / "run", run / "data").set_index("which")
+    assert scores.loc["best", "avg"].tolist() == scores[scores["method"] == "kimi"].loc["last", "avg"].tolist()
+    last, best = (run / "run" / "evaluate" / "kimi" / "seed-1" / f"{which}.parquet" for which in ("last", "best"))
+    assert last.read_bytes() == best.read_bytes()
 
 
 def test_nothing_to_evaluate_says_what_to_run_first(run):
