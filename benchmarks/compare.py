@@ -4,10 +4,11 @@
 
 Both sides train the same model on the same prompts in the same order, fp32, on the same number of threads, each in
 a process of its own that waits while the other makes its step, so that a slow moment of the machine hits both. The
-ratio is the median over such pairs of steps. Tokens are prompt and response tokens
-of the rollouts. The peer is installed on first use, in benchmarks/.venv. Without --model, a model of the same size
-with random weights is used: its responses are short, but one in every batch runs to the limit, which costs the peer
-more than a trained model would. Writes benchmarks/results.json and benchmarks/results.md.
+ratio is the median over such pairs of steps. Both are measured on one thread, which is how the pipeline trains (a run
+a core; either side makes more of two cores that way), and on two. Tokens are prompt and response tokens of the
+rollouts. The peer is installed on first use, in benchmarks/.venv. Without --model, a model of the same size with random
+weights is used: its responses are short, but one in every batch runs to the limit, which costs the peer more than a
+trained model would. Writes benchmarks/results.json and benchmarks/results.md.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ SHAPE = {
     "updates": 8,
     "max_tokens": 48,
     "lr": 1e-4,
-    "threads": 2,
     "warmup": 2,
     "steps": 8,
 }
+THREADS = (1, 2)
 MODEL = {"layers": 3, "width": 96, "heads": 3, "kv_heads": 1, "feedforward": 256, "seed": 0}
 
 
@@ -111,7 +112,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def run(model: Path, rounds: int) -> dict[str, list[list[dict]]]:
+def run(model: Path, rounds: int, threads: int) -> dict[str, list[list[dict]]]:
     """{side: [round][step]}, both sides in turns on the same prompts in the same order."""
     python, steps = install_peer(), SHAPE["warmup"] + SHAPE["steps"]
     problems = splits()["rl"][: SHAPE["prompts"] * steps]
@@ -121,19 +122,19 @@ def run(model: Path, rounds: int) -> dict[str, list[list[dict]]]:
         folder = Path(scratch)
         write_jsonl(folder / "ours.jsonl", problems)  # the trainer shuffles by itself
         write_jsonl(folder / "trl.jsonl", [problems[i] for i in order])
-        shared = ["--model", model, "--shape", json.dumps(SHAPE), "--problems"]
+        shared = ["--model", model, "--shape", json.dumps(SHAPE | {"threads": threads}), "--problems"]
         commands = {
             "ours": [sys.executable, HERE / "ours.py", *shared, folder / "ours.jsonl"],
             "trl": [python, HERE / "trl_peer.py", *shared, folder / "trl.jsonl", "--scratch", folder / "trl"],
         }
         for _ in range(rounds):
-            for side, measured in in_turns(commands, SHAPE["threads"]).items():
+            for side, measured in in_turns(commands, threads).items():
                 sides[side].append(measured)
     return sides
 
 
-def compare(sides: dict[str, list[list[dict]]], described: str) -> dict:
-    """The content of results.json."""
+def compare(sides: dict[str, list[list[dict]]], threads: int) -> dict:
+    """What was measured on so many threads, for results.json."""
     steps = {side: [step for round_ in rounds for step in round_] for side, rounds in sides.items()}
     ours, trl = summary(steps["ours"]), summary(steps["trl"])
     pairs = [
@@ -142,15 +143,7 @@ def compare(sides: dict[str, list[list[dict]]], described: str) -> dict:
     ]  # [round][step]
     every = [ratio for round_ in pairs for ratio in round_]
     return {
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": metadata.version("torch"),
-            "transformers": metadata.version("transformers"),
-            "trl": PINS[1][0].removeprefix("trl=="),
-        },
-        "shape": SHAPE,
-        "model": described,
+        "threads": threads,
         "ours": ours,
         "trl": trl,
         "ratio": statistics.median(every),
@@ -164,33 +157,56 @@ def compare(sides: dict[str, list[list[dict]]], described: str) -> dict:
     }
 
 
+def setting(described: str) -> dict:
+    """What was measured and where, for results.json."""
+    return {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": metadata.version("torch"),
+            "transformers": metadata.version("transformers"),
+            "trl": PINS[1][0].removeprefix("trl=="),
+        },
+        "shape": SHAPE,
+        "model": described,
+    }
+
+
 def table(results: dict) -> str:
     """results.md."""
-    names = {"ours": "this package", "trl": f"TRL {results['versions']['trl']} GRPOTrainer"}
-    rows = [
-        f"| {name} | {r['seconds_per_step']:.2f} | {r['tokens_per_step']:,.0f} | {r['tokens_per_s']:,.0f} "
-        f"| {r['tokens_per_s_best']:,.0f} |"
-        for side, name in names.items()
-        for r in [results[side]]
-    ]
-    shape, machine = results["shape"], results["machine"]
-    phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in results["phases_s"].items())
-    rounds = ", ".join(f"{ratio:.2f}" for ratio in results["ratio_by_round"])
-    low, high = results["ratio_quartiles"]
+    shape, machine, versions = results["shape"], results["machine"], results["versions"]
+    names = {"ours": "this package", "trl": f"TRL {versions['trl']} GRPOTrainer"}
+    rows, notes = [], []
+    for measured in results["measured"]:
+        threads = measured["threads"]
+        for side, name in names.items():
+            r = measured[side]
+            rows.append(
+                f"| {threads} | {name} | {r['seconds_per_step']:.2f} | {r['tokens_per_step']:,.0f} "
+                f"| {r['tokens_per_s']:,.0f} | {r['tokens_per_s_best']:,.0f} |"
+            )
+        rows.append(f"| {threads} | **ratio** | | | **{measured['ratio']:.2f}** | {measured['ratio_best']:.2f} |")
+        low, high = measured["ratio_quartiles"]
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in measured["ratio_by_round"])
+        phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in measured["phases_s"].items())
+        notes.append(
+            f"- threads {threads}: quartiles of the ratio {low:.2f} and {high:.2f}, median by round {rounds}; "
+            f"our seconds by phase: {phases}."
+        )
+    rounds = len(results["measured"][0]["ratio_by_round"])
     return f"""# Speed beside TRL
 
 Written by `python benchmarks/compare.py`. {shape["prompts"]} prompts x {shape["rollouts"]} rollouts of at most
-{shape["max_tokens"]} tokens and {shape["updates"]} updates a step, fp32, {shape["threads"]} threads.
-Model: {results["model"]}; {machine["processor"]}, {machine["cores"]} cores; torch {results["versions"]["torch"]}.
-Prompt and response tokens; medians of {shape["steps"]} steps x {len(results["ratio_by_round"])} rounds. The two sides
-make their steps in turns; the ratio is the median over such pairs of steps (quartiles {low:.2f} and {high:.2f}).
+{shape["max_tokens"]} tokens and {shape["updates"]} updates a step, fp32. Model: {results["model"]};
+{machine["processor"]}, {machine["cores"]} cores; torch {versions["torch"]}. Prompt and response tokens; medians of
+{shape["steps"]} steps x {rounds} rounds. The two sides make their steps in turns; the ratio is the median over such
+pairs of steps. The pipeline trains on one thread a run and a run a core.
 
-| | s a step | tokens a step | tokens/s | tokens/s, fastest step |
-|---|---|---|---|---|
+| threads | | s a step | tokens a step | tokens/s | tokens/s, fastest step |
+|---|---|---|---|---|---|
 {chr(10).join(rows)}
-| **ratio** | | | **{results["ratio"]:.2f}** | {results["ratio_best"]:.2f} |
 
-Median ratio by round: {rounds}. Our seconds by phase: {phases}.
+{chr(10).join(notes)}
 """
 
 
@@ -199,13 +215,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a trained model folder (default: random weights)")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if options.model:
-        sides, described = run(options.model.resolve(), options.rounds), options.model.name
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            save_policy(*build_policy(SYMBOLS, **MODEL), Path(scratch) / "model")
-            sides, described = run(Path(scratch) / "model", options.rounds), "random weights"
-    results = compare(sides, described)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model.resolve() if options.model else Path(scratch) / "model"
+        if not options.model:
+            save_policy(*build_policy(SYMBOLS, **MODEL), model)
+        measured = [compare(run(model, options.rounds, threads), threads) for threads in THREADS]
+    results = setting(options.model.name if options.model else "random weights") | {"measured": measured}
     write_json(HERE / "results.json", results)
     write_text(HERE / "results.md", table(results))
     print(table(results))

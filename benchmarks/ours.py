@@ -38,6 +38,7 @@ def main() -> None:
         "prompts": shape["prompts"],
         "group_size": shape["rollouts"],
         "minibatches": shape["updates"],
+        "probe": 1,  # minibatch of 8 groups, as many groups as the default measures
         "max_tokens": shape["max_tokens"],
         "lr": shape["lr"],
         "warmup": 0,

@@ -226,6 +226,7 @@ class TorchEngine:
 
     def _decode(self, prompts: Sequence[Sequence[int]], uniform: Tensor, n: int, sampling: Sampling) -> Responses:
         logits, cache, visible, position = self._prefill(prompts, n, sampling.max_tokens)
+        head = self.model.get_output_embeddings()
         tokens = torch.full(uniform.shape, -1, device=uniform.device)
         alive = torch.arange(len(uniform), device=uniform.device)  # the response that each row of the cache decodes
         open_ = torch.ones(len(alive), dtype=torch.bool, device=uniform.device)  # not yet ended, by row
@@ -241,11 +242,12 @@ class TorchEngine:
                 alive, visible, position, token = alive[rows], visible[rows], position[rows], token[rows]
                 cache.keep(rows)
                 open_ = open_[rows]
-            logits = self.model(
+            hidden = self.model.base_model(
                 input_ids=token[:, None],
                 attention_mask=visible[..., : cache.length + 1],
                 position_ids=(position + t)[:, None],
                 past_key_values=cache,
-            ).logits[:, -1]
+            ).last_hidden_state
+            logits = head(hidden[:, -1])
         rows = [row[: row.index(-1)] if -1 in row else row for row in tokens.tolist()]
         return [rows[i : i + n] for i in range(0, len(rows), n)]

@@ -165,7 +165,7 @@ def _update(
         (loss if share == 1 else share * loss).backward()
         loss_sum += loss.item() if batch.part else 0.0
         active += [] if clipped is None or not batch.part else [clipped.float()]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip, foreach=True)
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
     clips, terms = sum(x.sum().item() for x in active), sum(map(len, active))
     loss_sum, clips, terms = total([loss_sum, clips, terms])
