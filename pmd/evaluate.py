@@ -5,20 +5,19 @@ Saved samples (parquet, one row a response) are enough to recompute every metric
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
+from pmd import cpu
 from pmd.distributed import spread
 from pmd.files import atomic, read_json, workers
 from pmd.params import Evaluate
 from pmd.policy import load_policy
+from pmd.processes import processes
 from pmd.prompts import encode
 from pmd.rollout import Engine, Responses, Sampling, TorchEngine
 from pmd.seeds import derive
@@ -143,7 +142,7 @@ def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
         raise ValueError(
             f"{run / 'train'}: no finished run to evaluate; run notebooks/2-train.ipynb or `dvc repro` first"
         )
-    with ProcessPoolExecutor(workers(1, config.device), multiprocessing.get_context("spawn")) as pool:
+    with processes(workers(1, config.device), config.device) as pool:
         arguments = [(config, model, sets, paths) for model, paths in models.items()]
         frames = list(
             tqdm(
@@ -159,7 +158,7 @@ def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
 
 def _evaluate_one(arguments: tuple[Evaluate, Path, dict[str, list[dict]], list[Path]]) -> pd.DataFrame:
     config, model, sets, paths = arguments
-    torch.set_num_threads(1)
+    cpu.use(1)
     samples = evaluate(config, model, sets)
     means = samples.groupby("set").agg(
         avg=("correct", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean")

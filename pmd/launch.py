@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import shutil
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from pmd.files import ROOT, read_json, workers
 from pmd.params import Train, identity
+from pmd.processes import processes
 from pmd.tasks import read_problems
 
 
@@ -57,15 +57,10 @@ def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path)
     for job in jobs:
         _drop_foreign(work / job.name, job)
     first = jobs[0].config
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(jobs), workers(first.threads, first.device)), context) as pool:
+    with processes(min(len(jobs), workers(first.threads, first.device)), first.device) as pool:
         futures = [pool.submit(_run, job, base, data, sets, work / job.name) for job in jobs]
-        try:
-            _follow(futures, jobs, work)
-            results = [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        _follow(futures, jobs, work)
+        results = [future.result() for future in futures]
     shutil.rmtree(out, ignore_errors=True)
     for checkpoint in work.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)

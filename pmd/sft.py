@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -46,8 +48,12 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
         SYMBOLS, config.layers, config.width, config.heads, config.kv_heads, config.feedforward, config.seed
     )
     model.to(config.device)
-    prompts = [tokenizer.encode(trace["prompt"]) for trace in traces]
-    responses = [[[*tokenizer.encode(trace["response"]), tokenizer.eos_token_id]] for trace in traces]
+
+    @cache  # a trace is encoded when it is first drawn
+    def tokens(i: int) -> tuple[list[int], list[list[int]]]:
+        prompt, response = (tokenizer.encode(traces[i][part]) for part in ("prompt", "response"))
+        return prompt, [[*response, tokenizer.eos_token_id]]
+
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.95), weight_decay=0.1, fused=True)
     work = out.with_name(f"{out.name}-work")
     found = checkpoint.latest(work)
@@ -56,7 +62,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     with tqdm(total=config.steps, initial=state["step"], disable=not progress, desc="base", mininterval=1) as bar:
         for step in range(state["step"] + 1, config.steps + 1):
             chosen = prompt_order(config.seed, step, config.batch, len(traces))
-            loss = _step(config, step, model, optimizer, [prompts[i] for i in chosen], [responses[i] for i in chosen])
+            loss = _step(config, step, model, optimizer, *zip(*map(tokens, chosen), strict=True))
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if step % 20 == 0 or step == config.steps:
@@ -72,7 +78,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
 
 
 def _step(
-    config: Base, step: int, model, optimizer, prompts: list[list[int]], responses: list[list[list[int]]]
+    config: Base, step: int, model, optimizer, prompts: Sequence[list[int]], responses: Sequence[list[list[int]]]
 ) -> float:
     log_p, _ = log_probs(model, pack(prompts, responses, config.device))
     loss = -log_p.mean()

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
-from scipy import stats as distributions
+from scipy.special import ndtri, stdtrit
 
 
 class Interval(NamedTuple):
@@ -109,7 +108,7 @@ def _spread(n: int, level: float) -> float:
     with 4 seeds that differ a plain percentile interval covers about 80 %, not 95 %.
     """
     tail = (1 + level) / 2
-    return float(np.sqrt(n / (n - 1)) * distributions.t.ppf(tail, n - 1) / distributions.norm.ppf(tail))
+    return float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, tail) / ndtri(tail))
 
 
 def _resampled(effects: NDArray[np.float64], level: float, draws: int, g: np.random.Generator) -> NDArray[np.float64]:
@@ -207,7 +206,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if x.size < 2:
         return Interval(float(x[0]) if x.size else np.nan, np.nan, np.nan)
     with np.errstate(over="ignore"):  # a χ² estimate may be as large as a double gets: its interval is infinite
-        half = distributions.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+        half = stdtrit(x.size - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(x.size)
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
@@ -230,7 +229,7 @@ def share_difference(a: int, n: int, b: int, m: int, level: float = 0.95) -> Int
     """
     if not (0 <= a <= n and 0 <= b <= m and n >= 1 and m >= 1):
         raise ValueError(f"counts: need 0 ≤ a ≤ n and 0 ≤ b ≤ m with n, m ≥ 1, got {a}/{n} and {b}/{m}")
-    z = special.ndtri((1 + level) / 2)
+    z = ndtri((1 + level) / 2)
 
     def wilson(count: int, total: int) -> tuple[float, float, float]:
         p = count / total

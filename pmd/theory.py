@@ -35,7 +35,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import wrightomega
-from scipy.stats import binom
 
 Array = NDArray[np.float64]
 _BLOCK = 1 << 16  # elements solved together: the working set stays in the processor's cache
@@ -436,6 +435,8 @@ def finite_sample(p: float, tau: float, n: int, estimator: Literal["mean", "part
     normalised solution exists. Raises ValueError for n < 2, τ ≤ 0, p outside (0, 1) or an unknown
     estimator.
     """
+    from scipy.stats import binom  # only here: it takes half a second to load, and a training run has no use for it
+
     p, tau = float(_probability("p", p)), float(_positive("tau", tau))
     if n < 2 or p in (0.0, 1.0):
         raise ValueError(f"n, p: ({n}, {p}) is not allowed; a group needs n ≥ 2 rollouts and 0 < p < 1")

@@ -20,7 +20,7 @@ STAGES = {
 NOTEBOOKS = {"theory": "0-theory", "base": "1-base", "train": "2-train", "evaluate": "3-evaluate",
              "ablations": "4-ablations", "figures": "5-figures", "tables": "6-tables",
              "benchmark": "8-benchmark", "scale": "9-scale"}  # fmt: skip
-PLUMBING = {"files", "params", "notebook", "style"}
+PLUMBING = {"files", "params", "processes", "notebook", "style"}
 """Read by nearly all, without a say in their numbers: a change there should not retrain anything."""
 
 ENGINE = {"vllm_engine"}

@@ -1,0 +1,45 @@
+"""Worker processes for runs side by side. torch and transformers take seconds to load, and once is enough.
+
+On Linux the workers are forked from a server that has loaded them and done nothing else. Elsewhere, and with an
+accelerator, what is loaded does not survive a fork: there each worker starts afresh and loads for itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import forkserver
+
+LOADED = "pmd.trainer"
+
+
+def forked(device: str) -> bool:
+    """Whether workers for this device are forked."""
+    return device == "cpu" and sys.platform == "linux"
+
+
+def prepare(device: str) -> None:
+    """Let the server begin to load, so that it does while the caller goes on; without this, `processes` starts it."""
+    if forked(device):
+        multiprocessing.set_forkserver_preload([LOADED])
+        forkserver.ensure_running()
+
+
+@contextmanager
+def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
+    """`count` worker processes; leaving waits for them, and cancels what has not begun if an error is the reason."""
+    prepare(device)
+    context = multiprocessing.get_context("forkserver" if forked(device) else "spawn")
+    pool = ProcessPoolExecutor(count, context)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown(wait=True)
+        if forked(device):  # only a server that has ended counts its workers' memory to this process
+            forkserver._forkserver._stop()

@@ -1,0 +1,70 @@
+"""Workers: what they have loaded, what becomes of an error, whose memory their memory is."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pmd import processes
+from pmd.processes import prepare
+
+
+def loaded():
+    return [name in sys.modules for name in ("torch", "transformers", "pmd.trainer", "pmd.theory_figures")]
+
+
+def fail():
+    raise ValueError("no")
+
+
+def mark(path):
+    time.sleep(0.3)
+    path.touch()
+
+
+def fill(megabytes):
+    return np.ones(megabytes * 2**17).sum()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_a_worker_begins_with_torch_loaded_and_nothing_else():
+    prepare("cpu")
+    with processes.processes(2, "cpu") as pool:
+        assert pool.submit(loaded).result() == [True, True, True, False]
+
+
+def test_nothing_is_forked_with_an_accelerator_or_off_linux(monkeypatch):
+    monkeypatch.setattr(processes.forkserver, "ensure_running", fail)
+    prepare("cuda")
+    with processes.processes(1, "cuda") as pool:
+        assert pool.submit(loaded).result()[2] is False
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with processes.processes(1, "cpu") as pool:
+        assert pool.submit(loaded).result()[2] is False
+
+
+def begin(folder):
+    with processes.processes(1, "cpu") as pool:
+        first = pool.submit(fail)
+        for i in range(9):
+            pool.submit(mark, folder / str(i))
+        first.result()
+
+
+def test_an_error_cancels_what_has_not_begun(tmp_path):
+    with pytest.raises(ValueError, match="no"):
+        begin(tmp_path)
+    assert len(list(tmp_path.iterdir())) < 5
+
+
+def test_the_workers_memory_is_counted_to_the_caller():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    wanted = before * unit // 2**20 + 300
+    with processes.processes(1, "cpu") as pool:
+        pool.submit(fill, wanted).result()
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit >= wanted * 2**20
