@@ -7,7 +7,9 @@ accelerator, what is loaded does not survive a fork: there each worker starts af
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -30,10 +32,13 @@ def prepare(device: str) -> None:
 
 @contextmanager
 def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
-    """`count` worker processes; leaving waits for them, and cancels what has not begun if an error is the reason."""
+    """`count` worker processes; leaving waits for them, and cancels what has not begun if an error is the reason.
+
+    A worker whose caller was killed ends at once: when the caller is started again, nobody else writes its files.
+    """
     prepare(device)
     context = multiprocessing.get_context("forkserver" if forked(device) else "spawn")
-    pool = ProcessPoolExecutor(count, context)
+    pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent)
     try:
         yield pool
     except BaseException:
@@ -43,3 +48,11 @@ def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True)
         if forked(device):  # only a server that has ended counts its workers' memory to this process
             forkserver._forkserver._stop()
+
+
+def _end_with_parent() -> None:
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from pmd import processes
+from pmd.files import ROOT
 from pmd.processes import prepare
 
 
@@ -68,3 +73,25 @@ def test_the_workers_memory_is_counted_to_the_caller():
     with processes.processes(1, "cpu") as pool:
         pool.submit(fill, wanted).result()
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit >= wanted * 2**20
+
+
+def report():
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # forked where that is possible, and started afresh
+def test_a_worker_ends_with_a_caller_that_was_killed(device):
+    code = f"""
+from pmd.processes import processes
+from tests.test_processes import report
+if __name__ == "__main__":
+    with processes(1, {device!r}) as pool:
+        pool.submit(report).result()
+"""
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    worker = psutil.Process(int(caller.stdout.readline()))
+    caller.send_signal(signal.SIGKILL)
+    gone, _ = psutil.wait_procs([worker], timeout=20)
+    caller.wait()
+    assert gone == [worker]
