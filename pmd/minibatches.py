@@ -76,7 +76,8 @@ def _fed(rollouts: Rollouts, group: int, response: int) -> int:
 def cut(rollouts: Rollouts, pairs: list[tuple[int, int]], budget: int | None) -> list[Part]:
     """(group, response) pairs in passes of at most `budget` packed tokens each, None being no bound.
 
-    A group's prompt stands in every pass that holds some of it; a response beyond the budget stands alone.
+    A group's prompt stands in every pass that holds some of it; a response beyond the budget stands alone. What
+    responses share besides is not subtracted.
     """
     parts: list[Part] = []
     tokens = 0

@@ -1,9 +1,11 @@
-"""Packing: a minibatch's prompts and responses laid out without padding.
+"""Packing: a minibatch's prompts and responses laid out without padding and without repetition.
 
-A group's prompt stands once, its n responses follow, and no token is padding. Every layer of a model but attention
-works on that flat list of tokens; for attention (pmd/attention.py) the layout says which tokens each may look at, in
-one of two ways: "blocks" of rows with dense biases, fast at the short lengths that a CPU trains on, or "flex", a sparse
-mask over the flat list itself, for lengths whose square is too much memory.
+What several sequences begin with stands once: a prompt for its n responses, and the first tokens that responses have in
+common, which are many where a policy is sure. They are computed once and their gradient is the sum over those who share
+them, so only rounding differs. Every layer of a model but attention works on that flat list of tokens; for attention
+(pmd/attention.py) the layout says which tokens each may look at, one of two ways: "blocks" of rows with dense biases,
+fast at the short lengths that a CPU trains on, or "flex", a sparse mask over the flat list itself, for lengths whose
+square is too much memory.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 BLOCKS = 3
-"""Blocks of responses of similar length in which attention is computed."""
+"""Blocks of rows of similar length in which attention is computed."""
 
 TILE = 128
 """Side of the tiles of a sparse mask. For "flex" packed tokens are padded to a multiple of it, by 127 at most, so every
@@ -32,7 +35,7 @@ class Packed:
     ids, positions: [1, N]. predictor, target, sequence: [M], for each response token the packed token that predicts it,
     its id and its response (tokens of one response are consecutive). lengths: [S] tokens of each response.
 
-    Attention reads blocks of rows, a row being a prompt or a response behind its prompt, those of similar length
+    Attention reads blocks of rows, a row being what one sequence adds to those before it, rows of similar length
     together so that little of a block is padding. biases: one a block, [B, 1, Q, K], 0 where a query may look and -inf
     elsewhere; queries, keys: the packed tokens of the blocks' B x Q queries and B x K keys, block after block; scatter:
     [N], where among the queries each packed token is. For "flex" it reads mask, and the former are empty or None.
@@ -65,45 +68,69 @@ def pack(
     attention = attention or ("flex" if torch.device(device).type == "cuda" else "blocks")
     if attention not in ("blocks", "flex"):
         raise ValueError(f"attention: got {attention!r}, must be blocks or flex")
-    flat = [response for group in responses for response in group]
-    prompt_length, length = np.array([len(p) for p in prompts]), np.array([len(r) for r in flat])
-    if not all(prompt_length) or not all(length):
+    pairs = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
+    behind, lengths = (np.array([len(pair[part]) for pair in pairs]) for part in (0, 1))
+    if not all(behind) or not all(lengths):
         raise ValueError("a prompt or a response has no tokens")
-    group = np.repeat(np.arange(len(prompts)), [len(g) for g in responses])
-    # a piece is a prompt, or what is fed of a response; the pieces stand one after the other
-    own = np.concatenate([prompt_length, length - 1])
-    behind = np.concatenate([0 * prompt_length, prompt_length[group]])
-    start = own.cumsum() - own
-    piece, place = _places(own)
-    sequence, t = _places(length)
-    target = _joined(flat)
+    # a prompt is a row of its own: behind it, what responses add is of similar length
+    fed = [*map(tuple, prompts), *((*prompt, *response[:-1]) for prompt, response in pairs)]
+    order = sorted(range(len(fed)), key=fed.__getitem__)
+    trie, row = _trie([fed[i] for i in order]), np.argsort(order)[len(prompts) :]
+    sequence, t = _places(lengths)
+    own = trie.place >= trie.shared[:, None]
+    own &= trie.token >= 0
     fields = {
-        "ids": np.concatenate([_joined(prompts), target[t < length[sequence] - 1]])[None],
-        "positions": (behind[piece] + place)[None],
-        # the prompt's last token predicts the first of the response
-        "predictor": np.where(t == 0, (start + own - 1)[group[sequence]], start[len(prompts) + sequence] + t - 1),
-        "target": target,
+        "ids": trie.token[own][None],
+        "positions": own.nonzero()[1][None],
+        "predictor": trie.node[row[sequence], behind[sequence] + t - 1],
+        "target": np.fromiter(chain.from_iterable(response for _, response in pairs), np.int64),
         "sequence": sequence,
-        "lengths": length,
+        "lengths": lengths,
     }
     biases, mask = [], None
     if attention == "flex":
-        owner = np.concatenate([np.arange(len(prompts)), group])[piece]
-        response = np.maximum(piece - len(prompts), -1)
-        padding = (0, -len(piece) % TILE)  # padding alone looks at padding
-        tiled = (torch.from_numpy(np.pad(x, padding, constant_values=-1)) for x in (owner, response))
-        mask = sparse_mask(*(x.to(device, torch.int32) for x in tiled))
+        n = fields["ids"].size
+        padding = (0, -n % TILE)
         fields |= {name: np.pad(fields[name], ((0, 0), padding)) for name in ("ids", "positions")}
+        end = np.pad(_ends(trie), padding, constant_values=n + padding[1])  # padding alone looks at padding
+        mask = sparse_mask(torch.from_numpy(end).to(device, torch.int32))
     else:
-        biases, extra = _blocks(np.concatenate([0 * prompt_length, start[group]]), behind, start, own)
+        biases, extra = _blocks(trie)
         fields |= extra
     moved = {name: torch.from_numpy(value).to(device) for name, value in fields.items()}
     return Packed(biases=tuple(torch.from_numpy(bias).to(device) for bias in biases), mask=mask, **moved)
 
 
-def _joined(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """All rows' ids, one after the other."""
-    return np.fromiter(chain.from_iterable(rows), np.int64)
+class Trie(NamedTuple):
+    """S sorted sequences of at most W tokens, each behind what it shares with the one before it.
+
+    token: [S, W], −1 beyond a sequence's end. place: [W], 0 … W−1. shared, own, start: [S], how many first tokens a
+    sequence has in common with the one before, how many it adds, and the packed token where those begin. node: [S, W],
+    the packed token of every token; without meaning beyond the end. Sequences that share tokens are neighbours, so a
+    packed token's descendants are the ones directly behind it.
+    """
+
+    token: np.ndarray
+    place: np.ndarray
+    shared: np.ndarray
+    own: np.ndarray
+    start: np.ndarray
+    node: np.ndarray
+
+
+def _trie(sequences: list[tuple[int, ...]]) -> Trie:
+    length = np.array(list(map(len, sequences)))
+    place = np.arange(length.max())
+    token = np.full((len(length), len(place)), -1)
+    token[_places(length)] = np.fromiter(chain.from_iterable(sequences), np.int64)
+    common = np.logical_and.accumulate((token[1:] == token[:-1]) & (token[1:] >= 0), axis=1)
+    shared = np.append(0, common.sum(1))
+    own = length - shared
+    start = own.cumsum() - own
+    # a place that a row shares was added by the last row before it that shares less
+    adds = np.where(shared[:, None] <= place, np.arange(len(length))[:, None], 0)
+    by = np.maximum.accumulate(adds, axis=0)
+    return Trie(token, place, shared, own, start, start[by] + place - shared[by])
 
 
 def _places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,18 +142,25 @@ def _places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # --- flex: a sparse mask over the packed tokens ---------------------------------------------------------------------
 
 
-def sparse_mask(group: Tensor, response: Tensor) -> BlockMask:
-    """Which packed tokens each may look at: those not after it, of its own response or of its group's prompt.
+def _ends(trie: Trie) -> np.ndarray:
+    """[N], the packed token behind the last descendant of each."""
+    end = np.zeros(trie.own.sum(), np.int64)
+    row, place = (trie.token >= 0).nonzero()
+    end[trie.node[row, place]] = (trie.start + trie.own)[row]  # of several rows that share it the last counts
+    return end
 
-    group, response: [N] int32, the group of each packed token and its response, −1 in a prompt; N is a multiple of
-    TILE. Memory is [TILE, N] and [N/TILE, N/TILE], never [N, N].
+
+def sparse_mask(end: Tensor) -> BlockMask:
+    """Which packed tokens each may look at: itself and those that it descends from.
+
+    end: [N] int32, the token behind each one's last descendant; N is a multiple of TILE. Memory is [TILE, N] and
+    [N/TILE, N/TILE], never [N, N].
     """
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = (response[k] == -1) | (response[k] == response[q])
-        return (k <= q) & (group[k] == group[q]) & same
+        return (k <= q) & (q < end[k])
 
-    place = torch.arange(len(group), device=group.device)
+    place = torch.arange(len(end), device=end.device)
     some, every = [], []  # of each tile's pairs, is one seen, are all
     for q in place.split(TILE):
         tiles = seen(None, None, q[:, None], place).unflatten(1, (-1, TILE))
@@ -135,7 +169,7 @@ def sparse_mask(group: Tensor, response: Tensor) -> BlockMask:
     some, every = torch.stack(some), torch.stack(every)
     partial = [x[None, None] for x in _listed(some & ~every)]
     full = [x[None, None] for x in _listed(every)]
-    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=TILE, mask_mod=seen, seq_lengths=(len(group),) * 2)
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=TILE, mask_mod=seen, seq_lengths=(len(end),) * 2)
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,37 +180,28 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 # --- blocks: rows with dense biases ---------------------------------------------------------------------------------
 
 
-def _blocks(
-    before: np.ndarray, behind: np.ndarray, start: np.ndarray, own: np.ndarray
-) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """At most BLOCKS biases; queries, keys and scatter. A row is `own` tokens from `start`, which see the `behind` ones
-    from `before` too."""
-    rows = (behind + own).argsort(kind="stable")
-    parts = np.array_split(rows[own[rows] > 0], BLOCKS)  # a response of one token is not fed
-    blocks = [_block(before[i], behind[i], start[i], own[i]) for i in parts if len(i)]
+def _blocks(trie: Trie) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """At most BLOCKS biases; queries, keys and scatter."""
+    rows = trie.own.argsort(kind="stable")
+    parts = np.array_split(rows[trie.own[rows] > 0], BLOCKS)  # a sequence may add nothing
+    blocks = [_block(trie.node[i], trie.shared[i], trie.start[i], trie.own[i]) for i in parts if len(i)]
     biases, queries, keys, real = zip(*blocks, strict=True)
     queries, keys, real = (np.concatenate([x.ravel() for x in xs]) for xs in (queries, keys, real))
-    scatter = np.empty(own.sum(), np.int64)
+    scatter = np.empty(trie.own.sum(), np.int64)
     scatter[queries[real]] = real.nonzero()[0]
     return list(biases), {"queries": queries, "keys": keys, "scatter": scatter}
 
 
-def _block(before: np.ndarray, behind: np.ndarray, start: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(bias [B, 1, Q, K], queries [B, Q], keys [B, K], which queries are real [B, Q]) of such rows.
+def _block(node: np.ndarray, shared: np.ndarray, start: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(bias [B, 1, Q, K], queries [B, Q], keys [B, K], which queries are real [B, Q]) of such rows of a trie.
 
     The queries and keys that are not real are token 0.
     """
-    keys, seen = _span(before, behind)
-    queries, real = _span(start, own)
-    shape = (len(own), queries.shape[1])
-    causal = np.tri(shape[1], dtype=bool)
-    seen = np.concatenate([np.broadcast_to(x, (*shape, x.shape[-1])) for x in (seen[:, None], causal)], axis=2)
-    bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
-    return bias, queries, np.concatenate([keys, queries], axis=1), real
-
-
-def _span(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """start, start + 1, … of each row as one table, as wide as the longest row, and the mask of its real entries."""
-    places = np.arange(length.max())
-    real = places < length[:, None]
-    return np.where(real, start[:, None] + places, 0), real
+    q, k = np.arange(own.max()), np.arange(shared.max())
+    real, seen = q < own[:, None], k < shared[:, None]
+    queries = np.where(real, start[:, None] + q, 0)
+    keys = np.concatenate([np.where(seen, node[:, : len(k)], 0), queries], axis=1)
+    shape = (len(own), len(q))
+    causal = np.tri(len(q), dtype=bool)
+    looks = np.concatenate([np.broadcast_to(x, (*shape, x.shape[-1])) for x in (seen[:, None], causal)], axis=2)
+    return np.where(looks, np.float32(0), np.float32(-np.inf))[:, None], queries, keys, real

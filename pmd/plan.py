@@ -136,7 +136,7 @@ class Pass:
 
 
 def largest_pass(train: Train, prompt: int, ranks: int) -> Pass:
-    """Of the update and of log π_t. A response beyond the budget stands alone."""
+    """Of the update and of log π_t, where no two responses begin alike. One beyond the budget stands alone."""
     fed, n = train.max_tokens - 1, train.group_size
     whole = math.ceil((train.prompts // train.minibatches) * n / ranks)
     budget = train.microbatch_tokens or math.inf

@@ -1,9 +1,9 @@
 """Rollouts: sample responses from the policy.
 
 An engine turns prompts into responses; the trainer and the evaluator know only the protocol. `TorchEngine` samples
-from any transformers causal LM: each prompt is prefilled once and shared by its n responses, keys and values live
-in one preallocated cache, and finished responses are compacted away. On CUDA it decodes in static shapes, by CUDA
-graphs (pmd/decode.py).
+from any transformers causal LM: each prompt is prefilled once, responses to it are computed once for as long as they
+are the same, keys and values live in one preallocated cache, and finished responses are compacted away. On CUDA it
+decodes in static shapes, by CUDA graphs (pmd/decode.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -54,26 +55,26 @@ class Engine(Protocol):
 
 
 class KVCache(DynamicCache):
-    """Keys and values in preallocated memory: room for `capacity` tokens a sequence, rows dropped on demand."""
+    """Keys and values in preallocated memory: room for `most` sequences of `capacity` tokens, `rows` of them in use."""
 
-    def __init__(self, prefill: DynamicCache, n: int, capacity: int):
+    def __init__(self, prefill: DynamicCache, most: int, capacity: int):
         super().__init__()
-        self.length = prefill.get_seq_length()
-        self.memory = [self._room(layer, n, capacity) for layer in prefill.layers]
+        self.length, self.most = prefill.get_seq_length(), most
+        self.rows = len(prefill.layers[0].keys)
+        self.memory = [self._room(layer, capacity) for layer in prefill.layers]
 
-    def _room(self, layer, n: int, capacity: int) -> list[Tensor]:
+    def _room(self, layer, capacity: int) -> list[Tensor]:
         room = []
         for x in (layer.keys, layer.values):
-            rows, heads, _, d = x.shape
+            _, heads, _, d = x.shape
             # under autocast the rotary embedding makes keys fp32; values have the type that attention computes in
-            memory = x.new_empty(rows * n, heads, capacity, d, dtype=layer.values.dtype)
-            memory.view(rows, n, heads, capacity, d)[..., : self.length, :] = x[:, None]
-            room.append(memory)
+            room.append(x.new_empty(self.most, heads, capacity, d, dtype=layer.values.dtype))
+            room[-1][: self.rows, :, : self.length] = x
         return room
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append one token's key and value; return views of all so far. The last layer advances the length."""
-        keys, values = self.memory[layer_idx]
+        keys, values = (memory[: self.rows] for memory in self.memory[layer_idx])
         end = self.length + 1
         keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
         if layer_idx == len(self.memory) - 1:
@@ -84,15 +85,36 @@ class KVCache(DynamicCache):
         return self.length
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these sequences, in ascending order; their tokens move up within the same memory."""
-        for layer in self.memory:
-            for i, memory in enumerate(layer):
-                layer[i] = memory[: len(rows)]
-                layer[i][:, :, : self.length] = memory[:, :, : self.length].index_select(0, rows)
+        """Go on with these rows alone, in this order; one may be named more than once."""
+        for memory in chain.from_iterable(self.memory):
+            memory[: len(rows), :, : self.length] = memory[:, :, : self.length].index_select(0, rows)
+        self.rows = len(rows)
+
+    def add(self, rows: Tensor) -> None:
+        """Go on with a copy of each of these rows behind all others."""
+        end = self.rows + len(rows)
+        for memory in chain.from_iterable(self.memory):
+            memory[self.rows : end, :, : self.length] = memory[:, :, : self.length].index_select(0, rows)
+        self.rows = end
+
+    def fork(self, parent: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on with the continuations of rows, which `parent`, ascending, names once for each.
+
+        Returns the row that every row now in use was, and the row that each continuation has become: the first of its
+        parent stays there, others are added; rows without any stay unused, until they are too many.
+        """
+        again = F.pad(parent[1:] == parent[:-1], (1, 0))
+        end = self.rows + int(again.sum())
+        if len(parent) < 0.8 * end or end > self.most:
+            self.keep(parent)
+            return parent, torch.arange(len(parent), device=parent.device)
+        before, place = torch.arange(self.rows, device=parent.device), self.rows - 1 + again.cumsum(0)
+        self.add(parent[again])
+        return torch.cat([before, parent[again]]), place.where(again, parent)
 
 
-def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Inverse-CDF sampling: [S, V] logits and one uniform number a row -> [S] token ids.
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | None = None) -> Tensor:
+    """Inverse-CDF sampling: [R, V] logits and S uniform numbers -> [S] token ids, each from its row (default: its own).
 
     The uniform numbers are drawn per response beforehand, so a response does not depend on which others are alive.
     """
@@ -101,7 +123,7 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         ordered, index = p.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         p = p.scatter(1, index, ordered.where(before < sampling.top_p, 0.0))
-    cdf = p.cumsum(-1)
+    cdf = p.cumsum(-1) if row is None else p.cumsum(-1)[row]
     total = cdf[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
     token = torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
@@ -213,38 +235,35 @@ class TorchEngine:
                 self._decoder = self._weights = None
 
     def _prefill(self, prompts: Sequence[Sequence[int]], n: int, room: int) -> tuple[Tensor, KVCache, Tensor, Tensor]:
-        """Left-padded prompts through the model once: next logits, cache, mask and position of each response."""
+        """Left-padded prompts through the model once: next logits, cache, mask and position of each prompt."""
         width = max(map(len, prompts))
         logits, cache, pad = decode.prefill(self.model, prompts, width, self.eos)
         real = torch.arange(width, device=self.model.device) >= pad[:, None]
-        visible = self._bias(F.pad(real, (0, room), value=True)[:, None, None])
-        repeat = [x.repeat_interleave(n, dim=0) for x in (logits, visible, width - pad)]
-        return repeat[0], KVCache(cache, n, width + room), repeat[1], repeat[2]
-
-    def _bias(self, seen: Tensor) -> Tensor:
-        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill(~seen, float("-inf"))
+        seen = F.pad(real, (0, room), value=True)[:, None, None]
+        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill(~seen, float("-inf"))
+        return logits, KVCache(cache, n * len(prompts), width + room), bias, width - pad
 
     def _decode(self, prompts: Sequence[Sequence[int]], uniform: Tensor, n: int, sampling: Sampling) -> Responses:
-        logits, cache, visible, position = self._prefill(prompts, n, sampling.max_tokens)
-        head = self.model.get_output_embeddings()
+        """Responses that are the same so far share a row of the cache: they need one computation of what comes next."""
+        logits, cache, bias, position = self._prefill(prompts, n, sampling.max_tokens)
+        head, vocabulary = self.model.get_output_embeddings(), logits.shape[1]
         tokens = torch.full(uniform.shape, -1, device=uniform.device)
-        alive = torch.arange(len(uniform), device=uniform.device)  # the response that each row of the cache decodes
-        open_ = torch.ones(len(alive), dtype=torch.bool, device=uniform.device)  # not yet ended, by row
+        alive = torch.arange(len(uniform), device=uniform.device)  # the responses that have not ended
+        row = alive // n  # and the row of the cache where each of them stands
         for t in range(sampling.max_tokens):
-            token = choose(logits, uniform[alive, t], sampling)
-            tokens[alive, t] = token.where(open_, -1)
-            open_ &= token != self.eos
-            left = int(open_.sum())
-            if left == 0 or t + 1 == sampling.max_tokens:
+            token = choose(logits, uniform[alive, t], sampling, row)
+            tokens[alive, t] = token
+            goes = token != self.eos
+            alive, pair = alive[goes], (row * vocabulary + token)[goes]
+            if len(alive) == 0 or t + 1 == sampling.max_tokens:
                 break
-            if left < 0.8 * len(alive):
-                rows = open_.nonzero()[:, 0]
-                alive, visible, position, token = alive[rows], visible[rows], position[rows], token[rows]
-                cache.keep(rows)
-                open_ = open_[rows]
+            pair, which = pair.unique(return_inverse=True)
+            origin, place = cache.fork(pair // vocabulary)
+            bias, position, row = bias[origin], position[origin], place[which]
+            ids = row.new_zeros(cache.rows).index_copy_(0, place, pair % vocabulary)
             hidden = self.model.base_model(
-                input_ids=token[:, None],
-                attention_mask=visible[..., : cache.length + 1],
+                input_ids=ids[:, None],
+                attention_mask=bias[..., : cache.length + 1],
                 position_ids=(position + t)[:, None],
                 past_key_values=cache,
             ).last_hidden_state

@@ -198,7 +198,7 @@ def test_what_autograd_keeps_is_what_the_plan_counts(config, precision):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        result = forward.log_probs(model, pack([[1] * 16] * 4, [[[2] * 65] * 8] * 4))
+        result = forward.log_probs(model, pack([[g] * 16 for g in range(4)], [[[r] * 65 for r in range(8)]] * 4))
     own, size = plan.shape(config), plan.largest_pass(train, 16, ranks)
     counted = plan.activations(own, train, ranks, size, backward=True) + 4 * len(result[0]) * config.vocab_size
     counted += plan.copies(own, train, 1, backward=True) if precision == "autocast" else 0
@@ -220,7 +220,7 @@ config = Qwen2Config(vocab_size=vocabulary, hidden_size=width, num_hidden_layers
 values = params.load()
 train = params.train(values["train"], values["methods"], "pmd-mean", 0, prompts=4, group_size=8, minibatches=1, probe=1,
                      max_tokens=97, microbatch_tokens=1600, checkpoint_activations=again)
-prompts, responses = [[1] * 32] * 2, [[[2] * 97] * 8] * 2  # one of the minibatch's two passes
+prompts, responses = [[1] * 32, [2] * 32], [[[r] * 97 for r in range(8)]] * 2  # one of the minibatch's two passes
 
 def resident(key):  # not getrusage, whose peak is inherited from the process that started this one
     with open("/proc/self/status") as file:

@@ -11,6 +11,8 @@ import sys
 import huggingface_hub
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
 from pmd import forward, policy
@@ -25,12 +27,12 @@ PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15]]
 RESPONSES = [[[3, 1], [7], [4, 4, 4, 1]], [[9, 8, 1], [1], [5, 6, 15, 7, 1]]]
 
 
-def plain(model, temperature: float = 1.0):
+def plain(model, prompts=PROMPTS, responses=RESPONSES, temperature: float = 1.0):
     """log-probabilities and entropies by one unpadded eager forward pass a response."""
     model.set_attn_implementation("eager")
     try:
         log_p, entropy = [], []
-        for prompt, group in zip(PROMPTS, RESPONSES, strict=True):
+        for prompt, group in zip(prompts, responses, strict=True):
             for response in group:
                 logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
                 logs = (logits.float() / temperature).log_softmax(-1)
@@ -44,7 +46,7 @@ def plain(model, temperature: float = 1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_packed_equals_plain_in_value(tiny, temperature):
     got = log_probs(tiny[0], pack(PROMPTS, RESPONSES), temperature)
-    torch.testing.assert_close(got, plain(tiny[0], temperature), atol=2e-6, rtol=0)
+    torch.testing.assert_close(got, plain(tiny[0], temperature=temperature), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [4096, 4, 0])
@@ -211,13 +213,43 @@ def test_another_architecture_packs_too():
     torch.testing.assert_close(log_probs(model, pack(PROMPTS, RESPONSES)), plain(model), atol=2e-6, rtol=0)
 
 
-def test_packing_holds_each_prompt_once_and_no_padding():
-    packed = pack(PROMPTS, RESPONSES)
-    fed = sum(len(r) - 1 for group in RESPONSES for r in group)
-    assert packed.ids.shape == (1, sum(map(len, PROMPTS)) + fed)
-    assert packed.target.tolist() == [t for group in RESPONSES for r in group for t in r]
-    assert packed.lengths.tolist() == [len(r) for group in RESPONSES for r in group]
-    assert packed.positions[0, :8].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+def prefixes(prompts, responses):
+    """Everything that is fed, from the first token of a sequence on, by the definition."""
+    fed = [prompt + response[:-1] for prompt, group in zip(prompts, responses, strict=True) for response in group]
+    return {tuple(x[: i + 1]) for x in fed for i in range(len(x))}
+
+
+def test_packing_holds_what_sequences_begin_with_once_and_no_padding():
+    prompts = [[3, 4, 15], [3, 4, 6, 15]]
+    responses = [[[9, 8, 7, 1], [9, 8, 5, 5, 1], [9, 8, 7, 2], [9, 1]], [[5], [9, 8]]]
+    packed = pack(prompts, responses)
+    # 3 4 (6 15 (9)) (15 (9 8 (5 5) (7)))
+    assert packed.ids.tolist() == [[3, 4, 6, 15, 9, 15, 9, 8, 5, 5, 7]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 5]]
+    assert packed.predictor.tolist() == [5, 6, 7, 10, 5, 6, 7, 8, 9, 5, 6, 7, 10, 5, 6, 3, 3, 4]
+    assert packed.target.tolist() == [t for group in responses for r in group for t in r]
+    assert packed.lengths.tolist() == [len(r) for group in responses for r in group]
+    assert packed.ids.numel() == len(prefixes(prompts, responses))
+
+
+words = st.lists(st.integers(3, 4), min_size=1, max_size=6)  # of two tokens, so that most beginnings are shared
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=4)), min_size=1, max_size=3))
+def test_sharing_changes_no_value_and_no_gradient(tiny, groups):
+    prompts, responses = [prompt for prompt, _ in groups], [group for _, group in groups]
+    packed = pack(prompts, responses)
+    assert packed.ids.numel() == len(prefixes(prompts, responses))
+    model, found = copy.deepcopy(tiny[0]), []
+    weight = torch.randn(len(packed.target), generator=torch.Generator().manual_seed(0))
+    for compute in (lambda: log_probs(model, packed), lambda: plain(model, prompts, responses)):
+        model.zero_grad()
+        log_p, entropy = compute()
+        (weight * log_p + 0.3 * entropy).sum().backward()
+        found.append([log_p.detach(), entropy.detach(), *(p.grad.clone() for p in model.parameters())])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_responses_of_one_token_pack(tiny):

@@ -7,15 +7,16 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
 
 from pmd import decode
 from pmd.attention import PACKED
 from pmd.policy import load_policy
-from pmd.rollout import Sampling, TorchEngine, choose
+from pmd.rollout import KVCache, Sampling, TorchEngine, choose
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
 
@@ -33,7 +34,7 @@ def plain_sample(model, prompt: list[int], uniform: torch.Tensor, sampling: Samp
     return tokens
 
 
-@pytest.mark.parametrize("sampling", [Sampling(12), Sampling(12, 0.7, 0.8)])
+@pytest.mark.parametrize("sampling", [Sampling(12), Sampling(12, 0.7, 0.8), Sampling(12, 0.7, 0.4)])
 def test_engine_equals_plain_decoding(tiny, sampling):
     model, tokenizer = tiny
     got = TorchEngine(model, tokenizer.eos_token_id).sample(PROMPTS, 5, sampling, seed=4)
@@ -43,6 +44,53 @@ def test_engine_equals_plain_decoding(tiny, sampling):
             for i in range(5):
                 assert got[g][i] == plain_sample(model, prompt, uniform[g, i], sampling, tokenizer.eos_token_id)
     assert len({len(r) for group in got for r in group}) > 2  # some ended early, so rows were compacted
+
+
+def test_responses_are_computed_once_while_they_are_the_same(tiny, monkeypatch):
+    model, tokenizer = tiny
+    rows = []
+    forward = type(model.base_model).forward
+
+    def counted(self, input_ids, **kwargs):
+        rows.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model.base_model), "forward", counted)
+    engine = TorchEngine(model, tokenizer.eos_token_id)
+    engine.sample(PROMPTS, 40, Sampling(10, 1.0, 1e-6), 1)  # the likeliest token alone: one response a prompt
+    assert rows[1:]
+    assert max(rows) <= len(PROMPTS)
+    rows.clear()
+    got = engine.sample(PROMPTS, 40, Sampling(10, 1.0, 0.5), 1)
+    distinct = [len({(g, *r[:t]) for g, group in enumerate(got) for r in group if len(r) > t}) for t in range(10)]
+    assert distinct[0] == 3 < distinct[1] < 120  # the prompts, then less than the responses
+    assert len(rows) == sum(d > 0 for d in distinct)
+    for computed, needed in zip(rows, distinct, strict=False):
+        assert needed <= computed <= needed / 0.8
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_fork_gives_every_continuation_the_past_of_its_parent(data):
+    """Rows hold their own past as numbers; whatever is forked, kept or added, each continuation finds its parent's."""
+    count, most = data.draw(st.integers(1, 4)), 12
+    prefill = DynamicCache()
+    prefill.update(torch.arange(count).view(-1, 1, 1, 1).float(), torch.zeros(count, 1, 1, 1), 0)
+    cache, past = KVCache(prefill, most, 9), [[float(i)] for i in range(count)]
+    place = list(range(count))
+    for step in range(1, 8):
+        chosen = sorted(
+            data.draw(st.lists(st.sampled_from(range(len(past))), min_size=1, max_size=most)), key=place.__getitem__
+        )
+        before = cache.rows
+        origin, places = cache.fork(torch.tensor([place[i] for i in chosen]))
+        assert cache.rows == len(origin) <= most
+        assert origin.max() < before
+        past, place = [[*past[i], 100.0 * step + j] for j, i in enumerate(chosen)], places.tolist()
+        new = torch.full((cache.rows, 1, 1, 1), -1.0)
+        new[places, 0, 0, 0] = torch.tensor([x[-1] for x in past])
+        keys, _ = cache.update(new, new, 0)
+        assert keys[places, 0, :, 0].tolist() == past
 
 
 def test_batching_does_not_change_a_response(tiny):
