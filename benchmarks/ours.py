@@ -1,7 +1,8 @@
 """Our side of the benchmark: `pmd.trainer.train` with GRPO, so that both sides do the same arithmetic (see compare.py).
 
-Prints one line of JSON: seconds, tokens and seconds by phase of every measured step. A step lasts from one call of the
-rollout engine to the next, so logging and our own measurements (KL, χ², λ) count; evaluation and saving come after.
+Prints one line of JSON: seconds, tokens, the share of distinct ones and seconds by phase of every measured step. A step
+lasts from one call of the rollout engine to the next, so logging and our own measurements (KL, χ², λ) count; evaluation
+and saving come after.
 Before each step it prints "ready" and waits for a line of input, so that the two sides take turns.
 """
 
@@ -16,11 +17,17 @@ from pathlib import Path
 
 from pmd import params
 from pmd.files import read_jsonl
-from pmd.rollout import TorchEngine
+from pmd.rollout import Responses, TorchEngine
 from pmd.tasks import read_problems
 from pmd.trainer import train
 
 PHASES = ("rollout", "reward", "old", "update", "probe")
+
+
+def distinct(responses: Responses) -> float:
+    """The share of the response tokens that is left if what the responses to a prompt begin with alike counts once."""
+    beginnings = [[tuple(r[: t + 1]) for r in group for t in range(len(r))] for group in responses]
+    return sum(len(set(group)) for group in beginnings) / sum(map(len, beginnings))
 
 
 def main() -> None:
@@ -54,6 +61,7 @@ def main() -> None:
     }
     config = params.train(values["train"], values["methods"], "grpo", 0, **changes)
     calls: list[tuple[float, float, int]] = []
+    sampled: list[Responses] = []
 
     class Timed(TorchEngine):
         """Notes when each call came and, after our turn, began, and how many prompt tokens it decodes."""
@@ -64,7 +72,8 @@ def main() -> None:
                 print("ready", flush=True)
                 sys.stdin.readline()
             calls.append((came, time.perf_counter(), n * sum(map(len, prompts))))
-            return super().sample(prompts, n, sampling, seed, first)
+            sampled.append(super().sample(prompts, n, sampling, seed, first))
+            return sampled[-1]
 
     with tempfile.TemporaryDirectory() as scratch:
         train(config, options.model, problems, {"val": problems[:1]}, scratch, engine=Timed, progress=False)
@@ -75,10 +84,11 @@ def main() -> None:
             "seconds": came - began,
             "prompt_tokens": prompt_tokens,
             "response_tokens": round(row["length"] * shape["prompts"] * shape["rollouts"]),
+            "distinct": distinct(responses),
             "phases": {phase: clock[f"{phase}_s"] - (phase == "rollout") * (began - waits_from) for phase in PHASES},
         }
-        for (waits_from, began, prompt_tokens), (came, *_), row, clock in zip(
-            calls[1:], calls[2:], log, timing, strict=False
+        for (waits_from, began, prompt_tokens), (came, *_), responses, row, clock in zip(
+            calls[1:], calls[2:], sampled[1:], log, timing, strict=False
         )
     ]
     print(json.dumps({"steps": measured[shape["warmup"] :]}))
