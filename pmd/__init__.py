@@ -14,6 +14,7 @@ theory      the population update: Lambert W, the mixed KL-chi^2 regulariser, fi
 sft         the base model
 minibatches, update   one step on a batch of rollouts: minibatches, log pi_t, the update, what it did
 trainer     the reinforcement-learning loop (checkpoint: what a stopped run goes on from)
+launch      many runs side by side, of ablations or tuning (processes: their workers; cpu: threads and memory)
 distributed what the ranks of a torchrun job divide among them
 scale, plan runs of any size by torchrun; what they take before they are started
 evaluate    sample a checkpoint on a problem set and score it

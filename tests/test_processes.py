@@ -18,6 +18,12 @@ from pmd.files import ROOT
 from pmd.processes import prepare
 
 
+@pytest.fixture
+def light(monkeypatch):
+    """A server that loads next to nothing."""
+    monkeypatch.setattr(processes, "LOADED", "pmd.files")
+
+
 def loaded():
     return [name in sys.modules for name in ("torch", "transformers", "pmd.trainer", "pmd.theory_figures")]
 
@@ -60,13 +66,13 @@ def begin(folder):
         first.result()
 
 
-def test_an_error_cancels_what_has_not_begun(tmp_path):
+def test_an_error_cancels_what_has_not_begun(tmp_path, light):
     with pytest.raises(ValueError, match="no"):
         begin(tmp_path)
     assert len(list(tmp_path.iterdir())) < 5
 
 
-def test_the_workers_memory_is_counted_to_the_caller():
+def test_the_workers_memory_is_counted_to_the_caller(light):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
     wanted = before * unit // 2**20 + 300
@@ -83,10 +89,12 @@ def report():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])  # forked where that is possible, and started afresh
 def test_a_worker_ends_with_a_caller_that_was_killed(device):
     code = f"""
-from pmd.processes import processes
+from pmd import processes
+from pmd.processes import processes as workers
 from tests.test_processes import report
+processes.LOADED = "pmd.files"
 if __name__ == "__main__":
-    with processes(1, {device!r}) as pool:
+    with workers(1, {device!r}) as pool:
         pool.submit(report).result()
 """
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
