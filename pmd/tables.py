@@ -144,7 +144,7 @@ def time_efficiency(data: Logs) -> Table:
             record = {"regime": regime, "target [%]": 100 * mine.target.iloc[0], "method": _label(method)}
             record |= {"runs": len(mine), "reached": len(reached)}
             for unit in ("seconds", "tokens"):
-                record[unit] = stats.t_interval(reached[unit])
+                record[unit] = _mean_cost(reached[unit])
             for unit in ("seconds", "tokens"):
                 record[f"{unit}, ratio to GRPO"] = 1.0 if method == "grpo" else _cost_ratio(costs, method, unit)
             records.append(record)
@@ -152,9 +152,9 @@ def time_efficiency(data: Logs) -> Table:
         f"The target is {100 * TARGET:g} % of GRPO's final overall accuracy in the same regime (mean over "
         "seeds); cost to target is interpolated linearly between evaluations. Seconds are those of training "
         "alone: evaluation and checkpoints are not counted.",
-        "Means over the runs that reached the target, with Student's t 95 % intervals. Ratios pair runs by "
-        "seed (geometric mean); a GRPO run that never reaches the target counts with all it spent, which "
-        "favours GRPO; a method with a run that never does has no ratio.",
+        "Geometric means over the runs that reached the target, with Student's t 95 % intervals of the "
+        "logarithm. Ratios pair runs by seed, in the same way; a GRPO run that never reaches the target counts "
+        "with all it spent, which favours GRPO; a method with a run that never does has no ratio.",
     )
     return Table("T2", "Time efficiency: cost to a target accuracy.", _frame(records), notes)
 
@@ -185,6 +185,12 @@ def _cost_to(accuracy: np.ndarray, cost: np.ndarray, target: float) -> float:
         return float(cost[0])
     share = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
     return float(cost[i - 1] + share * (cost[i] - cost[i - 1]))
+
+
+def _mean_cost(costs: pd.Series) -> Interval:
+    """Geometric mean with the t interval of the logarithm: a cost is positive, and so are both ends."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a target that the base model meets costs nothing
+        return Interval(*(float(np.exp(value)) for value in stats.t_interval(np.log(costs))))
 
 
 def _cost_ratio(costs: pd.DataFrame, method: str, unit: str) -> Interval | None:

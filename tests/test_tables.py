@@ -125,6 +125,25 @@ def test_t2_interpolates_the_cost_and_pairs_the_ratio_by_seed():
     assert grpo["seconds, ratio to GRPO"] == 1.0
 
 
+def test_t2_means_are_geometric_and_their_intervals_positive():
+    data = experiment({"pmd-mean": [[0, 1, 1], [0, 0.125, 1]], "grpo": [[0, 0.5, 1], [0, 0.5, 1]]})
+    pmd, grpo = tables.time_efficiency(data).frame.to_dict("records")
+    costs = np.array([10 * 0.95, 10 + 10 * (0.95 - 0.125) / 0.875])
+    reach = 12.706204736 * np.log(costs[1] / costs[0]) / 2  # t with one degree of freedom times std/√2
+    middle = np.sqrt(costs.prod())
+    assert pmd["seconds"] == pytest.approx((middle, middle * np.exp(-reach), middle * np.exp(reach)))
+    assert pmd["seconds"].low > 0 > stats.t_interval(costs).low
+    assert grpo["seconds"] == pytest.approx((19, 19, 19))
+
+
+def test_t2_a_target_that_the_base_model_meets_costs_nothing():
+    data = experiment({"pmd-mean": [[1, 1, 1], [0.5, 1, 1]], "grpo": [[0.5, 0.5, 1], [1, 1, 1]]})
+    pmd, _ = tables.time_efficiency(data).frame.to_dict("records")
+    assert pmd["seconds"].estimate == 0
+    assert np.isnan(pmd["seconds"][1:]).all()
+    assert pmd["seconds, ratio to GRPO"] is None
+
+
 def test_t2_counts_runs_that_never_reach_the_target():
     data = experiment({"pmd-mean": [[0, 0.5, 0.75], [0, 0.25, 0.5]], "grpo": [[0, 0.375, 0.75]] * 2})
     pmd, _ = tables.time_efficiency(data).frame.to_dict("records")
