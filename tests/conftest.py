@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from multiprocessing import forkserver
+
 import pytest
 import torch
 
 from pmd.policy import build_policy, save_policy
+from pmd.processes import prepare
 from pmd.tasks import SYMBOLS
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +28,14 @@ def tiny_dir(tiny, tmp_path):
     """`tiny` as a model folder."""
     save_policy(*tiny, tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """One fork server for all tests, so that what workers need is loaded once; else each use of it ends its own.
+
+    Returns the context whose processes it forks.
+    """
+    monkeypatch.setattr(forkserver._forkserver, "_stop", lambda: None)
+    prepare("cpu")
+    return multiprocessing.get_context("forkserver")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pmd import benchmark, examples, params
 from pmd.files import ROOT, read_json, write_jsonl
@@ -106,35 +104,30 @@ def counted(monkeypatch):
     return asked
 
 
-KILLED = """
-import json, sys, time
-from pathlib import Path
-from pmd import benchmark
-from pmd.params import Benchmark
-spec = json.load(open(sys.argv[1]))
-benchmark.BLOCK = 8
-original = benchmark.respond
-def slow(*arguments):
-    time.sleep(0.3)
-    return original(*arguments)
-benchmark.respond = slow
-benchmark.sample(Benchmark(**spec["config"]), Path(spec["model"]), spec["problems"], Path(spec["work"]))
-"""
+def sample_slowly(*arguments):
+    """`benchmark.sample` in blocks of two problems, each of which takes a while."""
+    original = benchmark.respond
+
+    def slow(*asked):
+        time.sleep(0.3)
+        return original(*asked)
+
+    benchmark.BLOCK, benchmark.respond = 8, slow
+    torch.set_num_threads(1)
+    benchmark.sample(*arguments)
 
 
-def test_a_killed_benchmark_goes_on_with_the_same_bits(tiny_dir, tmp_path, small_blocks, counted):
+def test_a_killed_benchmark_goes_on_with_the_same_bits(tiny_dir, tmp_path, small_blocks, counted, server):
     whole, _ = benchmark.sample(config(), tiny_dir, PROBLEMS, tmp_path / "whole")
     assert counted == [[f"p{i}", f"p{i + 1}"] for i in range(0, 10, 2)]
     counted.clear()
     work = tmp_path / "killed"
-    spec = {"config": asdict(config()), "model": str(tiny_dir), "problems": PROBLEMS, "work": str(work)}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "spec.json")]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(work.glob("[!.]*.parquet"))) < 2:
+    process = server.Process(target=sample_slowly, args=(config(), tiny_dir, PROBLEMS, work))
+    process.start()
+    while process.is_alive() and len(list(work.glob("[!.]*.parquet"))) < 2:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = len(list(work.glob("[!.]*.parquet")))
     assert 2 <= done < 5, "it was over before it was killed"
     again, _ = benchmark.sample(config(), tiny_dir, PROBLEMS, work)

@@ -82,7 +82,7 @@ def test_equal_answers_vote_together(monkeypatch):
 
 
 @pytest.fixture
-def run(tiny, tmp_path, monkeypatch):
+def run(tiny, tmp_path, monkeypatch, server):
     monkeypatch.setenv("PMD_WORKERS", "1")
     for name in ("base", "train/kimi/seed-1/last", "train/kimi/seed-1/best"):
         save_policy(*tiny, tmp_path / "run" / name)

@@ -13,7 +13,7 @@ from tests.test_trainer import COMMITTED, PROBLEMS, SMALL
 
 
 @pytest.fixture
-def stage(tiny_dir, tmp_path):
+def stage(tiny_dir, tmp_path, server):
     for name in ("rl", "val"):
         write_jsonl(tmp_path / "data" / f"{name}.jsonl", PROBLEMS)
     jobs = [Job(config(steps=2, seed=seed), f"m/seed-{seed}", {"axis": "tau"}) for seed in (1, 2)]

@@ -146,7 +146,7 @@ def test_a_preset_may_add_sets_and_benchmarks_and_nothing_else(root):
         params.apply_preset("bad", root)
 
 
-@pytest.mark.parametrize("preset", [path.stem for path in (ROOT / "presets").glob("*.yaml")])
+@pytest.mark.parametrize("preset", [path.stem for path in sorted((ROOT / "presets").glob("*.yaml"))])
 def test_every_preset_is_valid(root, preset):
     params.apply_preset(preset, root)
     values = params.load(root / "params.yaml")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -45,8 +44,8 @@ def given(shared, out, train=None, **entry):
 
 
 @pytest.fixture(autouse=True)
-def others(monkeypatch):
-    """The processes that earlier tests left running, such as the verifier's workers."""
+def others(monkeypatch, server):
+    """The processes that run before the test, such as the fork server and the verifier's workers."""
     monkeypatch.setattr(psutil, "others", set(psutil.Process().children(recursive=True)), raising=False)
 
 
@@ -214,20 +213,19 @@ def test_an_interrupted_launcher_leaves_no_process(tmp_path):
     assert gone(alive)
 
 
-def test_a_killed_launcher_leaves_no_process(shared, tmp_path):
+def test_a_killed_launcher_leaves_no_process(shared, tmp_path, server):
     values = given(shared, tmp_path / "out", train={"steps": 5000, "eval_every": 5000})
-    write_json(tmp_path / "params.json", values)
-    code = f"from pmd import params, scale; scale.launch(params.load({str(tmp_path / 'params.json')!r}), 'a')"
-    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    launcher = server.Process(target=scale.launch, args=(values, "a"))
+    launcher.start()
     deadline = time.monotonic() + 60
     while not (tmp_path / "out/scale/a-work/log.jsonl").exists():
         assert time.monotonic() < deadline
-        assert launcher.poll() is None
+        assert launcher.is_alive()
         time.sleep(0.2)
     alive = offspring()
     assert len(alive) >= 3  # the launcher, torchrun, its rank
-    os.kill(launcher.pid, signal.SIGKILL)
-    launcher.wait()
+    launcher.kill()
+    launcher.join()
     assert gone(alive)
 
 

@@ -200,6 +200,7 @@ def test_shifted_rewards_and_batches_and_empty_responses_change_nothing():
     assert padded.log_ratio[-1] == 0
 
 
+@pytest.mark.timing
 def test_a_hundred_thousand_prompts_take_less_than_a_second():
     rng = np.random.default_rng(0)
     probs, rewards = rng.dirichlet(np.ones(16), size=100_000), rng.normal(size=(100_000, 16))

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pmd import checkpoint, params, trainer, update
-from pmd.files import ROOT, read_json, read_jsonl
+from pmd.files import read_json, read_jsonl
 from pmd.trainer import train
 from pmd.verifier import Verdict
 
@@ -77,31 +71,20 @@ def test_a_set_with_another_rule_has_that_rules_rewards_and_counts_correct_answe
     assert [e["correct"] for e in read_jsonl(tmp_path / "a" / "eval.jsonl")] == [[0] * 4] * 2
 
 
-KILLED = """
-import json, sys
-from pmd.params import Train
-from pmd.trainer import train
-spec = json.load(open(sys.argv[1]))
-train(Train(**spec["config"]), spec["base"], spec["problems"], spec["sets"], spec["out"], progress=False)
-"""
-
-
 @pytest.mark.parametrize("moment", ["log.jsonl", "timing.jsonl", "checkpoint-000002"])
-def test_a_killed_run_ends_with_the_same_bits(tiny_dir, tmp_path, moment):
+def test_a_killed_run_ends_with_the_same_bits(tiny_dir, tmp_path, moment, server):
     """SIGKILL as soon as a given file of the run shows, or has three lines; then start again."""
     run(tiny_dir, tmp_path / "whole")
     out = tmp_path / "killed"
-    spec = {"config": asdict(config()), "base": str(tiny_dir), "problems": PROBLEMS, "sets": SETS, "out": str(out)}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "spec.json")]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while process.poll() is None:
+    process = server.Process(target=run, args=(tiny_dir, out))
+    process.start()
+    while process.is_alive():
         seen = out / moment
         if seen.is_dir() or (seen.is_file() and seen.read_text().count("\n") >= 3):
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             break
         time.sleep(0.001)
-    process.wait()
+    process.join()
     assert not (out / "result.json").exists(), "the run ended before it was killed"
     run(tiny_dir, out)
     for name in ("log.jsonl", "eval.jsonl", "result.json", "last/model.safetensors", "best/model.safetensors"):

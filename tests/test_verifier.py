@@ -218,6 +218,7 @@ def test_a_killed_answer_is_wrong_marked_and_logged_in_one_line(caplog):
     assert line == "killed after 2 s of CPU time, counts as wrong: rule math, gold '0.5', answer '9^{9^{9^9}}'"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "unit", ["$", "\\[", "\\(", "answer: ", "1,", "\\boxed{", "{", "$$", "1 ", " ", "\n", "\\", "=", "a\0\ud800"]
 )
