@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import nbformat
 import pytest
 
@@ -55,3 +57,17 @@ def test_cost_names_the_machine():
     cost = notebook.cost("base", 1.234)
     assert cost["seconds"] == 1.2
     assert set(cost["machine"]) == {"cpu", "cores", "system", "python"}
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, notebook.SPIN), ("77", "77")])
+def test_a_stages_threads_sleep_soon_unless_told_otherwise(tmp_path, monkeypatch, given, seen):
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    monkeypatch.setenv("GOMP_SPINCOUNT", given or "")
+    if given is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    found = []
+    monkeypatch.setattr(
+        notebook.papermill, "execute_notebook", lambda *_, **__: found.append(os.environ["GOMP_SPINCOUNT"])
+    )
+    notebook.execute(TRAIN, "x", {"preset": "x"})
+    assert found == [seen]
