@@ -433,9 +433,9 @@ def _regulariser_claims(data: Logs) -> list[dict]:
     return [
         shared
         | {
-            "metric": "rank correlation over steps of −mean(s) and the predicted λ",
+            "metric": "Spearman's rank correlation over steps of −mean(s) and the predicted λ",
             "effect": rank,
-            "unit": "Spearman's ρ",
+            "unit": "ρ",
             "seeds": len(ranks),
             "verdict": verdict(rank),
         },
@@ -577,30 +577,52 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """The table as a LaTeX float; needs the packages booktabs, graphicx and, for wide tables, rotating."""
+    """The table for LaTeX with the packages booktabs, array, longtable, graphicx and rotating.
 
-    def line(row: Iterable[str]) -> str:
-        return " & ".join(_escape(cell) for cell in row) + r" \\"
-
-    float_ = "sidewaystable" if table.frame.shape[1] > 8 else "table"
+    Up to eight columns: a longtable, whose cells wrap and which goes on over pages. More: on its side, to fit a page.
+    """
     cells = _cells(table.frame)
-    return "\n".join(
-        [
-            rf"\begin{{{float_}}}\centering\setlength{{\tabcolsep}}{{3pt}}",
-            rf"\caption{{{_escape(table.caption)}}}\label{{tab:{table.name}}}",
+    head, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in [list(table.frame.columns), *cells]]
+    title = rf"\caption{{{_escape(table.caption)}}}\label{{tab:{table.name}}}"
+    notes = [rf"\par\smallskip\footnotesize {_escape(note)}" for note in table.notes]
+    if table.frame.shape[1] > 8:
+        lines = [
+            r"\begin{sidewaystable}\centering\setlength{\tabcolsep}{3pt}",
+            title,
             rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{'l' * table.frame.shape[1]}}}\toprule",
-            line(table.frame.columns) + r"\midrule",
-            *(line(row) for row in cells),
+            head + r"\midrule",
+            *rows,
             r"\bottomrule\end{tabular}}",
-            *(rf"\par\smallskip\footnotesize {_escape(note)}" for note in table.notes),
-            rf"\end{{{float_}}}",
-            "",
+            *notes,
+            r"\end{sidewaystable}",
         ]
-    )
+    else:
+        lines = [
+            r"{\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\begin{{longtable}}{{{_columns([list(table.frame.columns), *cells])}}}",
+            title + r"\\\toprule",
+            head + r"\midrule\endfirsthead\toprule",
+            head + r"\midrule\endhead\bottomrule\endfoot",
+            *(row + r"\addlinespace[2pt]" for row in rows),
+            r"\end{longtable}",
+            *notes,
+            r"\par}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _columns(cells: list[list[str]]) -> str:
+    """Columns for a longtable: as wide as their texts, or, if those fill no line, wrapped in shares of the line."""
+    longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if sum(longest) <= 80:
+        return "l" * len(longest)
+    wanted = [min(24, max(10, length)) for length in longest]
+    wrapped = r">{{\raggedright\arraybackslash}}p{{\dimexpr {:.3f}\linewidth-2\tabcolsep}}"
+    return "".join(wrapped.format(length / sum(wanted)) for length in wanted)
 
 
 _TEXT = {"–": "--", "—": "---", "“": "``", "”": "''", "’": "'", "…": r"\dots{}", "|": r"\textbar{}"}
-_TEXT |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEXT |= {"_": r"\_\allowbreak{}", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _SIGNS = "τ tau λ lambda χ chi π pi ρ rho Δ Delta ± pm × times ≥ ge ≤ le → to ‖ Vert ≈ approx √ surd ∞ infty"
 _MATHS = {"−": "$-$", "<": "$<$", ">": "$>$", "²": "$^2$", "₀": "$_0$", "₁": "$_1$"}
 _MATHS |= {sign: rf"$\{name}$" for sign, name in zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True)}

@@ -347,10 +347,21 @@ def test_a_table_is_written_three_ways(tmp_path):
     frame = pd.read_csv(io.StringIO(csv))
     assert frame.columns.tolist() == ["a|b_%", "value", "value low", "value high"]
     assert frame["value high"].tolist()[0] == 30.0
-    assert r"a\textbar{}b\_\% & value \\\midrule" in latex
+    assert r"a\textbar{}b\_\allowbreak{}\% & value \\\midrule\endfirsthead" in latex
     assert r"x & 12.3 [$-$1.00, 30.0] \\" in latex
     assert r"Cap \& tion." in latex
     assert r"$\tau$ $\ge$ 0" in latex
+
+
+def test_long_cells_wrap_in_latex_and_together_fill_the_line():
+    cells = {"claim": ["x" * 100], "metric": ["y" * 20], "n": ["4"]}
+    text = tables.latex(tables.Table("T9", "", pd.DataFrame(cells, dtype=object)))
+    shares = [float(share) for share in re.findall(r"p\{\\dimexpr ([\d.]+)\\linewidth-2\\tabcolsep\}", text)]
+    assert shares == pytest.approx([24 / 54, 20 / 54, 10 / 54], abs=1e-3)
+    short = tables.latex(tables.Table("T9", "", pd.DataFrame({"claim": ["x" * 20], "n": ["4"]}, dtype=object)))
+    assert r"\begin{longtable}{ll}" in short
+    wide = tables.latex(tables.Table("T9", "", pd.DataFrame({name: ["1"] for name in "abcdefghi"}, dtype=object)))
+    assert r"\begin{sidewaystable}" in wide
 
 
 def test_every_table_is_plain_ascii_in_latex_and_rectangular_in_markdown(toy):
