@@ -61,7 +61,7 @@ def execute(notebook: Path, stage: str, given: dict[str, Any]) -> None:
     try:
         papermill.execute_notebook(
             str(notebook), str(copy), values, kernel_name="python3", cwd=str(ROOT), progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
+            stdout_file=sys.stdout, stderr_file=sys.stderr, shutdown_kernel="immediate",
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{stage}: {error.ename}: {error.evalue} (executed as far as it got: {copy})") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -46,8 +47,16 @@ def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(wait=True)
-        if forked(device):  # only a server that has ended counts its workers' memory to this process
-            forkserver._forkserver._stop()
+        if forked(device):
+            stop_server()
+
+
+def stop_server() -> None:
+    """End the server, which counts its workers' memory to this process. Killed, for torch takes seconds to unload."""
+    server = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+    server._stop()
 
 
 def _end_with_parent() -> None:

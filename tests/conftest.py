@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing import forkserver
 
 import pytest
 import torch
 
+from pmd import processes
 from pmd.policy import build_policy, save_policy
 from pmd.processes import prepare
 from pmd.tasks import SYMBOLS
@@ -36,6 +36,6 @@ def server(monkeypatch):
 
     Returns the context whose processes it forks.
     """
-    monkeypatch.setattr(forkserver._forkserver, "_stop", lambda: None)
+    monkeypatch.setattr(processes, "stop_server", lambda: None)
     prepare("cpu")
     return multiprocessing.get_context("forkserver")

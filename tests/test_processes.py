@@ -81,6 +81,17 @@ def test_the_workers_memory_is_counted_to_the_caller(light):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit >= wanted * 2**20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_the_server_ends_with_its_last_worker_and_the_next_one_starts_anew(light):
+    servers = []
+    for _ in range(2):
+        with processes.processes(1, "cpu") as pool:
+            pool.submit(loaded).result()
+            servers.append(psutil.Process(processes.forkserver._forkserver._forkserver_pid))
+        assert not servers[-1].is_running()
+    assert servers[0] != servers[1]
+
+
 def report():
     print(os.getpid(), flush=True)
     time.sleep(600)
