@@ -116,7 +116,8 @@ def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Write `stem`.svg, `stem`.png (300 dpi) and `stem`.csv (the plotted numbers), each atomically.
 
     The same figure gives the same bytes: SVG ids come from a fixed salt and no file carries a date. The figure's layout
-    is computed once and stays, which is half of the time of drawing it for each file and once more in a notebook.
+    is computed once and stays, which is half of the time of drawing it for each file. A notebook shows the PNG that was
+    written: one more drawing would take as long again.
     Returns the three paths in that order. Raises OSError naming the path that could not be written.
     """
     stem = Path(stem)
@@ -125,8 +126,9 @@ def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:
     def image(kind: str, metadata: dict[str, None]) -> Callable[[Path], None]:
         return lambda path: figure.savefig(path, format=kind, metadata=metadata)
 
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     with mpl.rc_context({key: _RC[key] for key in ("svg.fonttype", "svg.hashsalt", "savefig.dpi")}):
         atomic(svg, image("svg", {"Date": None}))
         atomic(png, image("png", {"Software": None}))
