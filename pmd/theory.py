@@ -102,15 +102,17 @@ def _gap(omega: Array, delta: Array, near: Array | None = None) -> Array:
     regular = omega.min(initial=0.0) >= 0  # then the slope is at least 1
     u = near if regular and near is not None else _gap_start(omega, delta)
     for _ in range(12):
-        drawn = np.expm1(-u)
-        drawn *= -omega  # ω(1 − e^{−u})
-        slope = (1 + omega) - drawn
         if regular:
-            step = u + drawn
-            step -= delta
+            kept = np.exp(-u)
+            kept *= omega  # ω e^{−u}
+            slope = 1 + kept
+            step = (u - delta) + omega
+            step -= kept
             step /= slope
             step /= 1 + step * (0.5 - 0.5 / slope)
         else:
+            drawn = -omega * np.expm1(-u)  # ω(1 − e^{−u}), which keeps its digits near the double root
+            slope = (1 + omega) - drawn
             with np.errstate(divide="ignore", invalid="ignore"):
                 newton = (u + drawn - delta) / slope
                 halley = newton / (1 + newton * (omega - drawn) / (2 * slope))
@@ -140,26 +142,30 @@ def _log_mean_exp(probs: Array, x: Array) -> Array:
 
 def _excess(
     omega: Array, probs: Array, a: Array, delta: Array, near: Array | None = None
-) -> tuple[Array, Array, Array, Array]:
-    """Log-ratios s [B, N] at ω [B], E(ρ − 1) [B] and its derivative in ω [B], and the u [B, N] of `_gap`."""
+) -> tuple[Array, Array, Array, Array, Array]:
+    """At ω [B]: s [B, N], E(ρ − 1) [B] and its derivative in ω [B], the u [B, N] of `_gap` and du/dω [B, N].
+
+    du/dω is of use, and right, for ω ≥ 0 only.
+    """
     w = omega[:, None]
     u = _gap(w, delta, near)
     e = np.exp(-u)
     s = a - w * e
     change = probs * np.expm1(s)
     moved = (probs + change) * e  # for the derivative alone, which may lose digits
+    slope = 1 + w * e
     if omega.min(initial=0.0) >= 0:
-        return s, np.sum(change, axis=-1), -(1 + omega) * np.sum(moved / (1 + w * e), axis=-1), u
+        return s, np.sum(change, axis=-1), -(1 + omega) * np.sum(moved / slope, axis=-1), u, (e - 1) / slope
     denominator = (1 + w) + w * np.expm1(-u)  # keeps its digits near the double root ω = −1, u = 0
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.where(denominator > 0, (1 + w) / denominator, 1.0)
-    return s, np.sum(change, axis=-1), -np.sum(moved * weight, axis=-1), u
+    return s, np.sum(change, axis=-1), -np.sum(moved * weight, axis=-1), u, slope
 
 
 def _find_omega(probs: Array, a: Array, delta: Array, low: Array, high: Array) -> tuple[Array, Array]:
     """The root ω ∈ [low, high] of E(ρ − 1), decreasing in ω: Newton on log E ρ, bisection where it strays.
 
-    Returns ω and the last u of `_gap`, from which the next one starts.
+    Returns ω and u there to first order, from which the next `_gap` starts.
     """
     start = a.max(axis=-1) + np.log(np.sum(probs * np.exp(-delta), axis=-1))
     omega = np.clip(start, low, high)
@@ -167,13 +173,14 @@ def _find_omega(probs: Array, a: Array, delta: Array, low: Array, high: Array) -
     active, gap = np.arange(len(omega)), _gap_start(omega[:, None], delta)
     for _ in range(100):
         now = omega[active]
-        _, excess, slope, gap[active] = _excess(now, probs[active], a[active], delta[active], gap[active])
+        _, excess, slope, u, drift = _excess(now, probs[active], a[active], delta[active], gap[active])
         low[active] = np.where(excess > 0, now, low[active])
         high[active] = np.where(excess < 0, now, high[active])
         new = now - np.log1p(excess) * (1 + excess) / slope
         outside = ~((new >= low[active]) & (new <= high[active]))
         new = np.where(outside, (low[active] + high[active]) / 2, new)
         omega[active] = new
+        gap[active] = np.maximum(u + drift * (new - now)[:, None], 0.0)
         # Newton's error is squared by the step just made, so a step this small leaves rounding error only
         moving = np.abs(new - now) > 1e-8 * np.minimum(1.0, np.abs(new)) + noise[active]
         active = active[moving]

@@ -205,7 +205,7 @@ def test_a_hundred_thousand_prompts_take_less_than_a_second():
     rng = np.random.default_rng(0)
     probs, rewards = rng.dirichlet(np.ones(16), size=100_000), rng.normal(size=(100_000, 16))
     # a shared processor has slow minutes: one measurement in a fast one is enough
-    seconds, end = [], time.monotonic() + 120
+    seconds, end = [], time.monotonic() + 30
     while not seconds or (min(seconds) >= 1 and time.monotonic() < end):
         start = time.process_time()
         population_update(probs, rewards, 0.1)
