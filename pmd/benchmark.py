@@ -24,7 +24,7 @@ from pmd.files import ROOT, atomic, read_jsonl, write_json, write_text
 from pmd.params import Benchmark
 from pmd.policy import load_policy
 from pmd.prompts import fit
-from pmd.rollout import Engine, Sampling, TorchEngine
+from pmd.rollout import Engine, Sampling, TorchEngine, context
 from pmd.seeds import derive
 from pmd.stats import pass_at_k, problem_interval, resampled_best_at_k
 from pmd.tasks import read_problems
@@ -90,7 +90,11 @@ def sample(config: Benchmark, model_dir: Path, problems: list[dict], work: Path)
     are made anew from the text: a block outlives a change of the verifier.
     """
     engine, tokenizer = ENGINES[config.engine](config, model_dir)
-    problems, _ = fit(tokenizer, problems, config.max_prompt_tokens)
+    most = context(engine.model.config)
+    try:
+        problems, _ = fit(tokenizer, problems, config.max_prompt_tokens, most and most - config.max_tokens)
+    except ValueError as error:
+        raise ValueError(f"benchmark.{config.name}.max_prompt_tokens: {error}") from None
     sampling, mark, size = _sampling(config), _model_hash(model_dir), max(1, BLOCK // config.k)
     frames, tokens, start = [], 0, time.perf_counter()
     with tqdm(total=len(problems), desc=f"{config.name}: {model_dir.name}", unit="prompt", mininterval=1) as bar:

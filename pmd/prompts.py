@@ -61,13 +61,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
-def fit(tokenizer: PreTrainedTokenizerBase, problems: list[dict], max_tokens: int) -> tuple[list[dict], int]:
+def fit(
+    tokenizer: PreTrainedTokenizerBase, problems: list[dict], max_tokens: int, room: int | None = None
+) -> tuple[list[dict], int]:
     """The problems whose encoded prompt has at most `max_tokens` tokens, in their order, and how many were dropped.
 
-    ValueError if none fits: an experiment on nothing is a mistake in the limit or in the tokenizer.
+    room: the tokens that the model's context leaves for a prompt. ValueError if none fits (an experiment on nothing is
+    a mistake in the limit or in the tokenizer), or if one that is kept takes more than there is room for.
     """
     lengths = [len(encode(tokenizer, problem["prompt"])) for problem in problems]
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= max_tokens]
     if problems and not kept:
         raise ValueError(f"no prompt fits in {max_tokens} tokens: the shortest of {len(problems)} has {min(lengths)}")
+    longest = max((length for length in lengths if length <= max_tokens), default=0)
+    if room is not None and longest > room:
+        raise ValueError(f"got {max_tokens}, but the model's context has room for {room} and a prompt has {longest}")
     return kept, len(problems) - len(kept)

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from pmd import decode
 from pmd.forward import precision
@@ -130,6 +130,11 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | No
     return token.clamp_max(p.shape[-1] - 1)  # of logits that are not numbers: the loss will say so
 
 
+def context(config: PreTrainedConfig) -> int | None:
+    """The most tokens, prompt and response together, that a model was made for; None if its configuration is silent."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 class TorchEngine:
     """Sample from a transformers causal LM in its own process; it always sees the model's present weights.
 
@@ -158,10 +163,15 @@ class TorchEngine:
     def sample(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
     ) -> Responses:
-        """n responses to each prompt; see Engine. ValueError if a prompt is empty, or if a static decoder has not the
-        memory for a single response."""
+        """n responses to each prompt; see Engine. ValueError if a prompt is empty or does not fit into the model's
+        context with its response, or if a static decoder has not the memory for a single response."""
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("a prompt has no tokens")
+        longest, most = max(map(len, prompts), default=0), context(self.model.config)
+        if most is not None and longest + sampling.max_tokens > most:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {sampling.max_tokens} of its response exceed the model's {most}"
+            )
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(first + len(prompts), n, sampling.max_tokens, generator=generator)[first:]
         uniform = uniform.to(self.model.device)

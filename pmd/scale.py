@@ -71,14 +71,17 @@ def work(values: dict[str, Any], name: str, progress: bool = True) -> dict:
     problems, sets = read(entry)
 
     from pmd.prompts import fit  # only here: the launcher needs no torch, which takes seconds to load
+    from pmd.rollout import context
     from pmd.trainer import train
 
+    architecture = _architecture(model_path(entry))
     if config.device.startswith("cuda"):
-        _fits(entry, config)
-    tokenizer, counts = _tokenizer(model_path(entry)), {}
+        _fits(architecture, entry, config)
+    tokenizer, most, counts = _tokenizer(model_path(entry)), context(architecture), {}
+    room = most and most - max(config.max_tokens, config.eval_max_tokens)
     for file, rows in [(entry.problems, problems), *((entry.sets[part], rows) for part, rows in sets.items())]:
         try:
-            rows[:], dropped = fit(tokenizer, rows, entry.max_prompt_tokens)
+            rows[:], dropped = fit(tokenizer, rows, entry.max_prompt_tokens, room)
         except ValueError as error:
             raise ValueError(f"scale.{name}.max_prompt_tokens: {file}: {error}") from None
         counts[file] = {"prompts": len(rows), "too_long": dropped}
@@ -90,33 +93,39 @@ def work(values: dict[str, Any], name: str, progress: bool = True) -> dict:
     return train(config, model_path(entry), problems, evaluation, out, progress=progress, tags=tags(entry))
 
 
-def _fits(entry: Scale, config: Train) -> None:
+def _fits(architecture: Any, entry: Scale, config: Train) -> None:
     """ValueError in one line, before the model is read, if the run does not fit on this rank's GPU."""
     import torch
-    from transformers import AutoConfig
 
     from pmd.plan import check_fit
-    from pmd.policy import check_device, directory
+    from pmd.policy import check_device
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     check_device(device)
-    architecture = AutoConfig.from_pretrained(
-        directory(model_path(entry)), local_files_only=True, trust_remote_code=False
-    )
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check_fit(architecture, config, entry.max_prompt_tokens, ranks, *torch.cuda.mem_get_info(device))
+
+
+def _architecture(model: str) -> Any:
+    from transformers import AutoConfig
+
+    return _read(AutoConfig, model, "configuration")
 
 
 def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
+    return _read(AutoTokenizer, model, "tokenizer")
+
+
+def _read(kind: Any, model: str, name: str) -> Any:
     from pmd.policy import directory
 
     path = directory(model)
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers and transformers each raise their own
-        raise ValueError(f"{path}: the tokenizer cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(f"{path}: the {name} cannot be loaded ({' '.join(str(error).split())[:200]})") from error
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -201,6 +201,15 @@ def test_a_missing_model_is_one_line_before_any_work(tiny_dir, tmp_path):
         benchmark.run(replace(entry, problems="none.jsonl"), tmp_path / "runs", tmp_path / "results", tmp_path / "work")
 
 
+def test_a_prompt_that_the_context_has_no_room_for_is_one_line_before_any_work(tiny_dir, tmp_path, tiny):
+    response = tiny[0].config.max_position_embeddings - 3  # the prompts have four tokens
+    with pytest.raises(
+        ValueError, match=r"^benchmark\.tried\.max_prompt_tokens: got .* room for 3 and a prompt has 4$"
+    ):
+        benchmark.sample(config(max_tokens=response), tiny_dir, PROBLEMS, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 # --- responses sampled elsewhere -----------------------------------------------------------------------------------
 
 

@@ -64,5 +64,8 @@ def test_over_long_prompts_are_dropped_and_counted(tiny):
     assert prompts.fit(tokenizer, problems, 6) == (problems, 0)
     with pytest.raises(ValueError, match="no prompt fits in 3 tokens: the shortest of 4 has 4"):
         prompts.fit(tokenizer, problems, 3)
+    assert prompts.fit(tokenizer, problems, 5, room=4) == (problems[1:3], 2)  # the longer ones are left out
+    with pytest.raises(ValueError, match=r"^got 6, but the model's context has room for 5 and a prompt has 6$"):
+        prompts.fit(tokenizer, problems, 6, room=5)
     tokenizer.chat_template = CHAT  # three tokens more, which count
     assert prompts.fit(tokenizer, problems, 7) == (problems[1:3], 2)

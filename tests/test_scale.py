@@ -123,6 +123,10 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
         ({"sets": {}}, r"scale\.a\.sets: got \{\}, must be a mapping of names to files with val among them"),
         ({"model": "no/model"}, r"no/model: no such directory; a model of the hub is .*"),
         ({"max_prompt_tokens": 2}, r"scale\.a\.max_prompt_tokens: .*rl\.jsonl: no prompt fits in 2 tokens: .*"),
+        (
+            {"train": {"eval_max_tokens": 253}},
+            r"scale\.a\.max_prompt_tokens: .*rl\.jsonl: got 8, but the model's context .* 3 and a prompt has 5",
+        ),
     ],
 )
 def test_a_worker_refuses_what_cannot_run_in_one_line(shared, tmp_path, monkeypatch, change, line):
