@@ -10,19 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from pmd import cpu
 from pmd.distributed import spread
-from pmd.files import atomic, read_json, workers
 from pmd.params import Evaluate
 from pmd.policy import load_policy
-from pmd.processes import processes
 from pmd.prompts import encode
 from pmd.rollout import Engine, Responses, Sampling, TorchEngine
 from pmd.seeds import derive
 from pmd.stats import maj_at_k
-from pmd.tasks import read_problems
 from pmd.verifier import equivalent, verify
 
 VERDICT = ["answer", "correct", "reward", "killed"]
@@ -123,52 +118,6 @@ def evaluate(config: Evaluate, model_dir: Path, sets: dict[str, list[dict]]) -> 
         frame.insert(0, "set", name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
-
-
-def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
-    """Evaluate the base model and the last and validation-best checkpoint of every run below run/train.
-
-    Writes run/evaluate/<method>/<seed>/<which>.parquet, atomically, on a CPU in parallel; a checkpoint that is both is
-    sampled once. Returns one row a model and set.
-    """
-    sets = {name: read_problems(data / f"{name}.jsonl") for name in config.sets}
-    models = {run / "base": [run / "evaluate" / "base" / "last.parquet"]}
-    for result in sorted((run / "train").glob("*/*/result.json")):
-        out, steps = run / "evaluate" / result.parent.relative_to(run / "train"), read_json(result)
-        for which in ("last", "best"):
-            same = steps["best_step"] == steps["last_step"]
-            models.setdefault(result.parent / ("last" if same else which), []).append(out / f"{which}.parquet")
-    if len(models) == 1:
-        raise ValueError(
-            f"{run / 'train'}: no finished run to evaluate; run notebooks/2-train.ipynb or `dvc repro` first"
-        )
-    with processes(workers(1, config.device), config.device) as pool:
-        arguments = [(config, model, sets, paths) for model, paths in models.items()]
-        frames = list(
-            tqdm(
-                pool.map(_evaluate_one, arguments),
-                total=len(models),
-                desc="evaluate",
-                unit="model",
-                mininterval=5,
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
-
-
-def _evaluate_one(arguments: tuple[Evaluate, Path, dict[str, list[dict]], list[Path]]) -> pd.DataFrame:
-    config, model, sets, paths = arguments
-    cpu.use(1)
-    samples = evaluate(config, model, sets)
-    means = samples.groupby("set").agg(
-        avg=("correct", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean")
-    )
-    rows = []
-    for path in paths:
-        atomic(path, lambda temporary: samples.to_parquet(temporary, index=False))
-        method = path.parts[-3] if path.parts[-2] != "base" else "base"
-        rows.append(means.reset_index().assign(method=method, which=path.stem))
-    return pd.concat(rows, ignore_index=True)
 
 
 def accuracy(summary: dict) -> float:

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from pmd import params
-from pmd.evaluate import COLUMNS, accuracy, evaluate_all, merge, respond, score, summarise
+from pmd.evaluate import COLUMNS, accuracy, merge, respond, score, summarise
+from pmd.evaluations import evaluate_all
 from pmd.files import write_json, write_jsonl
 from pmd.policy import save_policy
 from pmd.rollout import Sampling
