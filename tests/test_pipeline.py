@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from pmd import params
 from pmd.files import ROOT
+from pmd.style import method_style
 
 STAGES = {
     name: stage.get("do", stage)  # of a foreach stage the template
@@ -83,6 +84,19 @@ def test_no_stage_depends_on_an_executed_notebook_and_none_writes_into_data():
         ]
         assert not [dep for dep in stage["deps"] if dep.startswith("runs/") and "notebooks" in dep]
         assert not [out for out in outs if out.startswith("data/") or "notebooks" in out]
+
+
+def test_metrics_of_the_policies_are_rows_of_one_table():
+    results = ROOT / "results" / "default"
+    found = {path.stem: json.loads(path.read_text()) for path in (results / "metrics" / "policies").glob("*.json")}
+    assert set(found) == {"base", *params.load()["compare"]}
+    names = {f"{part}_{metric}@32" for part in ("overall", "test", "ood") for metric in ("avg", "best", "maj")}
+    assert all(set(row) == names for row in found.values())
+    table = pd.read_csv(results / "tables" / "T1.csv").query("checkpoint == 'last'").set_index(["method", "set"])
+    for name, row in found.items():
+        label = "base model" if name == "base" else method_style(name)["label"]
+        for part in ("overall", "test", "ood"):
+            assert row[f"{part}_avg@32"] == pytest.approx(table.loc[(label, part), "avg@32"] / 100, abs=1e-6)
 
 
 def test_train_reruns_only_for_its_own_method():
