@@ -55,6 +55,7 @@ _RC = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 8,
+    "axes.titley": 1.0,  # where it would be put: to look for what it might collide with takes a quarter of a drawing
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
     "figure.figsize": (SINGLE, 2.4),
