@@ -20,5 +20,5 @@ scale, plan runs of any size by torchrun; what they take before they are started
 evaluate    sample a checkpoint on a problem set and score it
 benchmark   any model on any problem set, resumable, paired (examples: answers to read)
 stats       pass@k and its kin, clustered intervals
-style, figures, tables, report   what the reader sees
+style, figures, tables (typeset), claims, report   what the reader sees
 """

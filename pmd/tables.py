@@ -1,33 +1,23 @@
-"""Tables T1 to T5, each a function from frames to a `Table`, and one way to write any of them.
+"""The tables T1, T2, T3 and T5, each a function from frames to a `Table`; T4 is in pmd/claims.py.
 
-Accuracies are in percent. A cell may be an `Interval`: an estimate with its 95 % interval. T4 computes its
-verdicts from the intervals, by one rule, so that no sentence about the outcome is typed by hand.
+Accuracies are in percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pmd import logs, stats, style
-from pmd.files import write_text
 from pmd.logs import SETS, Logs
 from pmd.objectives import OBJECTIVES
 from pmd.stats import Interval
+from pmd.typeset import Table, from_records
 
 TARGET = 0.95
 """T2's target accuracy, as a share of GRPO's final overall accuracy."""
-
-SUPPORTED = "supported"
-INCONCLUSIVE = "not supported (inconclusive)"
-OPPOSITE = "not supported (opposite of the claim)"
-OUTSIDE = "not supported (outside a factor 2)"
-NOT_TESTABLE = "not testable at this scale"
 
 _LAUNCH = "reference code's 30B launch script"
 _BASELINES = "arXiv:2503.14476, arXiv:2507.18071"
@@ -71,16 +61,6 @@ _OURS = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """What is printed: name ("T1"), caption, the cells, and notes below them."""
-
-    name: str
-    caption: str
-    frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
-
-
 # --- T1 ---
 
 
@@ -97,7 +77,7 @@ def main_results(evaluated: pd.DataFrame, reported: pd.DataFrame, generator: np.
         for checkpoint in ("last", "best"):
             rows = evaluated[(evaluated.method == method) & (evaluated.checkpoint == checkpoint)]
             for name in ("overall", *SETS) if len(rows) else ():
-                record = {"method": _label(method), "checkpoint": checkpoint, "set": name}
+                record = {"method": label_of(method), "checkpoint": checkpoint, "set": name}
                 for label, metric in metrics.items():
                     scale = 1 if metric == "length" else 100
                     record[label] = _clustered(rows, name, metric, scale, generator)
@@ -114,7 +94,7 @@ def main_results(evaluated: pd.DataFrame, reported: pd.DataFrame, generator: np.
         "shown (rows “last”). Other models, other problems: compare orders, not values.",
         "The paper's main result for PMD-mean, as published (avg@32): 44.01 average, 50.83 AIME 2024, 37.19 AIME 2025.",
     )
-    return Table("T1", "Main results: methods by test set and checkpoint.", _frame(records), notes)
+    return Table("T1", "Main results: methods by test set and checkpoint.", from_records(records), notes)
 
 
 def _paper_result(reported: pd.DataFrame, method: str, checkpoint: str) -> dict[str, float]:
@@ -137,16 +117,16 @@ def time_efficiency(data: Logs) -> Table:
     """T2: seconds of training and generated tokens until overall accuracy reaches a target, at both K."""
     records = []
     for regime, runs in logs.regimes(data).items():
-        costs = _costs(data, runs)
+        costs = costs_to_target(data, runs)
         for method in logs.ordered(costs.method):
             mine = costs[costs.method == method]
             reached = mine[mine.seconds.notna()]
-            record = {"regime": regime, "target [%]": 100 * mine.target.iloc[0], "method": _label(method)}
+            record = {"regime": regime, "target [%]": 100 * mine.target.iloc[0], "method": label_of(method)}
             record |= {"runs": len(mine), "reached": len(reached)}
             for unit in ("seconds", "tokens"):
                 record[unit] = _mean_cost(reached[unit])
             for unit in ("seconds", "tokens"):
-                record[f"{unit}, ratio to GRPO"] = 1.0 if method == "grpo" else _cost_ratio(costs, method, unit)
+                record[f"{unit}, ratio to GRPO"] = 1.0 if method == "grpo" else cost_ratio(costs, method, unit)
             records.append(record)
     notes = (
         f"The target is {100 * TARGET:g} % of GRPO's final overall accuracy in the same regime (mean over "
@@ -156,10 +136,10 @@ def time_efficiency(data: Logs) -> Table:
         "logarithm. Ratios pair runs by seed, in the same way; a GRPO run that never reaches the target counts "
         "with all it spent, which favours GRPO; a method with a run that never does has no ratio.",
     )
-    return Table("T2", "Time efficiency: cost to a target accuracy.", _frame(records), notes)
+    return Table("T2", "Time efficiency: cost to a target accuracy.", from_records(records), notes)
 
 
-def _costs(data: Logs, runs: pd.DataFrame) -> pd.DataFrame:
+def costs_to_target(data: Logs, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run: its cost to target (NaN if never reached) and in all; without GRPO the target is NaN."""
     curves = logs.clock(data)
     curves = curves[(curves.set == "overall") & curves.run.isin(runs.run)]
@@ -193,7 +173,7 @@ def _mean_cost(costs: pd.Series) -> Interval:
         return Interval(*(float(np.exp(value)) for value in stats.t_interval(np.log(costs))))
 
 
-def _cost_ratio(costs: pd.DataFrame, method: str, unit: str) -> Interval | None:
+def cost_ratio(costs: pd.DataFrame, method: str, unit: str) -> Interval | None:
     """Cost of `method` over GRPO's, paired by seed; None if it is not defined."""
     mine, grpo = (costs[costs.method == name].set_index("seed") for name in (method, "grpo"))
     seeds = mine.index.intersection(grpo.index)
@@ -233,7 +213,7 @@ def hyperparameters(params: dict[str, Any], runs: pd.DataFrame) -> Table:
         "source used here states it. Our τ refers to rewards in {0, 1}; with rewards ±1 the same update has "
         "twice that τ.",
     )
-    return Table("T3", "Hyper-parameters, ours and the paper's.", _frame(records), notes)
+    return Table("T3", "Hyper-parameters, ours and the paper's.", from_records(records), notes)
 
 
 def _setting(runs: pd.DataFrame, key: str) -> str:
@@ -244,7 +224,7 @@ def _setting(runs: pd.DataFrame, key: str) -> str:
     everyone = len(readers) == runs.method.nunique()
     if everyone and len(set(shown.values())) == 1:
         return next(iter(shown.values()))
-    by_value = {value: [_label(m) for m in readers if shown[m] == value] for value in shown.values()}
+    by_value = {value: [label_of(m) for m in readers if shown[m] == value] for value in shown.values()}
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in by_value.items()) or "not used"
 
 
@@ -262,254 +242,6 @@ def _plain(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- T4 ---
-
-
-def verdict(effect: Interval | None, null: float = 0.0) -> str:
-    """The verdict on a claim that the effect exceeds `null`, from its interval alone."""
-    if effect is None or not np.isfinite(effect).all():
-        return NOT_TESTABLE
-    return SUPPORTED if effect.low > null else OPPOSITE if effect.high < null else INCONCLUSIVE
-
-
-def claims(
-    data: Logs,
-    evaluated: pd.DataFrame,
-    generator: np.random.Generator,
-    proofs: pd.DataFrame | None = None,
-) -> Table:
-    """T4: the claims of the paper's abstract, the metric testing each, the effect measured, the verdict.
-
-    proofs: results/<preset>/theory/theory_claims.csv (`theory.claims`), None if the theory has not been run.
-    """
-    records = [
-        *_accuracy_claims(data, evaluated, generator),
-        *_stability_claims(data),
-        *_efficiency_claims(data),
-        *_robustness_claims(data, evaluated, generator),
-        *_regulariser_claims(data),
-        *_proved_claims(proofs),
-        {
-            "claim": "(g) These gains hold for language models of 4B to 30B parameters",
-            "metric": "AIME 2024/2025 avg@32",
-            "scope": "Qwen3-4B, Qwen2.5-7B, Qwen3-30B-A3B",
-            "verdict": NOT_TESTABLE,
-        },
-    ]
-    columns = ["claim", "metric", "scope", "effect", "unit", "seeds", "verdict"]
-    notes = (
-        "A verdict is computed from the 95 % interval: supported if the whole interval is on the claimed "
-        "side of no effect, opposite if it is on the other side, inconclusive if it includes no effect. Rows "
-        "are tested one by one, without a correction for their number. pp: percentage points of accuracy.",
-        "Accuracy differences are paired by prompt and seed (pigeonhole bootstrap); scalars of a run "
-        "(drawdown, cost, correlation) are paired by seed (Student's t); counts of runs have Newcombe's "
-        "score interval. With one seed an accuracy's interval covers prompts alone, and there is no verdict. The "
-        "runs behind different rows overlap: rows are not independent evidence.",
-        "Drawdown: the furthest that overall avg@k falls below its running peak. Collapsed: a run that ends "
-        "with less than half of what it had gained at its peak, and at least 5 pp below that peak. With "
-        "n = 2 the leave-one-out baselines of PMD-mean and PMD-part are the same number, so (d) takes the "
-        "smallest n above 2.",
-    )
-    return Table("T4", "The abstract's claims and what this experiment says of them.", _frame(records, columns), notes)
-
-
-def _accuracy_claims(data: Logs, evaluated: pd.DataFrame, generator: np.random.Generator) -> list[dict]:
-    records = []
-    for regime, rows in _final(data, evaluated).items():
-        for rival in ("grpo", "gspo", "grpo-unclipped"):
-            if rival not in set(rows.method):
-                continue
-            for name in ("overall", *SETS) if rival == "grpo" else ("overall",):
-                effect, seeds = _paired(rows, "pmd-mean", rival, name, generator)
-                control = " (control: neither clips)" if rival == "grpo-unclipped" else ""
-                records.append(
-                    {
-                        "claim": f"(a) PMD-mean is more accurate than {_label(rival)}{control}",
-                        "metric": f"difference in avg@{rows.k.max()}, last checkpoint",
-                        "scope": f"{regime}, {name}",
-                        "effect": effect,
-                        "unit": "pp",
-                        "seeds": seeds,
-                        "verdict": verdict(effect if seeds > 1 else None),
-                    }
-                )
-    return records
-
-
-def _stability_claims(data: Logs) -> list[dict]:
-    overall = data.evals[data.evals.set == "overall"].sort_values("step")
-    records = []
-    for regime, runs in logs.regimes(data).items():
-        mine = overall[overall.run.isin(runs.run)]
-        falls = mine.groupby(["method", "seed"]).avg.agg(drawdown).unstack("method")
-        falls = falls.reindex(columns=["pmd-mean", "grpo"]).dropna()
-        effect = stats.t_interval(100 * (falls["grpo"] - falls["pmd-mean"]))
-        records.append(
-            {
-                "claim": "(b) PMD-mean is more stable than GRPO",
-                "metric": "worst drawdown of overall accuracy, GRPO − PMD-mean",
-                "scope": regime,
-                "effect": effect,
-                "unit": "pp",
-                "seeds": len(falls),
-                "verdict": verdict(effect),
-            }
-        )
-    return records
-
-
-def _efficiency_claims(data: Logs) -> list[dict]:
-    records = []
-    for regime, runs in logs.regimes(data).items():
-        costs = _costs(data, runs)
-        mine = costs[costs.method == "pmd-mean"]
-        missed = int(mine.seconds.isna().sum())
-        for unit in ("seconds", "tokens"):
-            ratio = _cost_ratio(costs, "pmd-mean", unit)
-            known = ratio is not None or not missed or costs.target.isna().any()
-            saved = ratio and Interval(1 - ratio.estimate, 1 - ratio.high, 1 - ratio.low)
-            records.append(
-                {
-                    "claim": "(c) PMD-mean is more time-efficient than GRPO",
-                    "metric": f"{unit} to {100 * TARGET:g} % of GRPO's final accuracy, ratio PMD-mean/GRPO",
-                    "scope": regime,
-                    "effect": ratio if known else f"target not reached in {missed} of {len(mine)} runs",
-                    "unit": "ratio",
-                    "seeds": len(mine),
-                    "verdict": verdict(saved) if known else "not supported (target not reached)",
-                }
-            )
-    return records
-
-
-def _robustness_claims(data: Logs, evaluated: pd.DataFrame, generator: np.random.Generator) -> list[dict]:
-    scopes, finals = _final(data, evaluated), logs.last(data.evals)
-    for axis, name, above in (("tau", "τ", 0), ("group", "n", 2)):
-        runs = logs.ablation(data, axis)
-        shared = set(runs[runs.method == "pmd-mean"].x) & set(runs[runs.method == "pmd-part"].x)
-        if shared := [x for x in shared if x > above]:
-            chosen = runs[runs.x == min(shared)].run
-            scopes[f"{name} = {min(shared):g}"] = finals[finals.run.isin(chosen)]
-    claim = "(d) PMD-mean is more robust to finite-sample error than PMD-part"
-    records = []
-    for scope, rows in scopes.items():
-        effect, seeds = _paired(rows, "pmd-mean", "pmd-part", "overall", generator)
-        record = {"claim": claim, "metric": f"difference in overall avg@{rows.k.max()}, last checkpoint"}
-        record |= {"scope": scope, "effect": effect, "unit": "pp", "seeds": seeds}
-        record["verdict"] = verdict(effect if seeds > 1 else None)
-        records.append(record)
-    overall = data.evals[data.evals.set == "overall"].sort_values("step")
-    fallen = overall.groupby(["method", "run"]).avg.agg(collapsed)
-    part, mean = (fallen[fallen.index.get_level_values("method") == m].astype(int) for m in ("pmd-part", "pmd-mean"))
-    if len(part) and len(mean):
-        share = stats.share_difference(int(part.sum()), len(part), int(mean.sum()), len(mean))
-        effect = Interval(*(100 * value for value in share))
-        scope = f"all runs: PMD-part {part.sum()} of {len(part)}, PMD-mean {mean.sum()} of {len(mean)}"
-        record = {"claim": claim, "metric": "share of collapsed runs, PMD-part − PMD-mean", "scope": scope}
-        records.append(record | {"effect": effect, "unit": "% of runs", "verdict": verdict(effect)})
-    return records
-
-
-def _regulariser_claims(data: Logs) -> list[dict]:
-    steps = data.steps[(data.steps.axis == "main") & (data.steps.method == "pmd-mean")]
-    ranks, ratios = [], []
-    for _, run in steps[steps.lambda_theory.notna()].groupby("run"):
-        if run["lambda"].nunique() > 1 and run.lambda_theory.nunique() > 1:
-            ranks.append(run["lambda"].rank().corr(run.lambda_theory.rank()))
-        if run.lambda_theory.mean() > 0:
-            ratios.append(run["lambda"].mean() / run.lambda_theory.mean())
-    rank, ratio = stats.t_interval(ranks), stats.t_interval(ratios)
-    rank = Interval(rank.estimate, *(float(end) for end in np.clip(rank[1:], -1, 1)))
-    if not np.isfinite(ratio).all():
-        agreement = NOT_TESTABLE
-    elif ratio.low > 0.5 and ratio.high < 2:
-        agreement = SUPPORTED
-    else:
-        agreement = OUTSIDE if ratio.high < 0.5 or ratio.low > 2 else INCONCLUSIVE
-    claim = "(e) PMD-mean's update carries the implicit KL–χ² regulariser that theory predicts"
-    shared = {"claim": claim, "scope": "main matrix, PMD-mean"}
-    return [
-        shared
-        | {
-            "metric": "Spearman's rank correlation over steps of −mean(s) and the predicted λ",
-            "effect": rank,
-            "unit": "ρ",
-            "seeds": len(ranks),
-            "verdict": verdict(rank),
-        },
-        shared
-        | {
-            "metric": "mean of −mean(s) over mean of the predicted λ; supported if within a factor 2 of 1",
-            "effect": ratio,
-            "unit": "ratio",
-            "seeds": len(ratios),
-            "verdict": agreement,
-        },
-    ]
-
-
-def _proved_claims(proofs: pd.DataFrame | None) -> list[dict]:
-    if proofs is None:
-        return [
-            {
-                "claim": "(f) The update is more conservative where expected reward is low",
-                "metric": "exact statement, proved and checked by the theory notebook",
-                "scope": "population update",
-                "verdict": "not tested here (execute the theory notebook first)",
-            }
-        ]
-    missing = {"statement", "source", "proved_by", "residual", "tolerance"} - set(proofs.columns)
-    if missing:
-        raise ValueError(f"theory_claims.csv: has no column {', '.join(sorted(missing))}")
-    return [
-        {
-            "claim": f"(f) Theory: {row.statement}",
-            "metric": f"residual at most {row.tolerance:g}, proved by {row.proved_by.split('::')[-1]}",
-            "scope": f"population update; {row.source}",
-            "effect": f"{row.residual:.1e}",
-            "unit": "residual",
-            "verdict": f"proved and checked to residual {row.residual:.1e}"
-            if row.residual <= row.tolerance
-            else "not supported (the residual exceeds its tolerance)",
-        }
-        for row in proofs.itertuples()
-    ]
-
-
-def drawdown(curve: Iterable[float]) -> float:
-    """The furthest a curve falls below its running maximum, in the curve's unit."""
-    values = np.asarray(list(curve), dtype=float)
-    return float((np.maximum.accumulate(values) - values).max())
-
-
-def collapsed(curve: Iterable[float]) -> bool:
-    """Does the curve end with less than half of its peak's gain, and at least 0.05 below the peak?"""
-    values = np.asarray(list(curve), dtype=float)
-    lost = values.max() - values[-1]
-    return bool(lost >= 0.05 and lost > (values.max() - values[0]) / 2)
-
-
-def _final(data: Logs, evaluated: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Scores at the last checkpoint by regime; those of the main matrix are the evaluate stage's."""
-    regimes = logs.regimes(data)
-    finals = logs.last(data.evals)
-    found = {label: finals[finals.run.isin(runs.run)] for label, runs in regimes.items()}
-    return found | {next(iter(regimes)): evaluated[(evaluated.checkpoint == "last") & (evaluated.method != "base")]}
-
-
-def _paired(
-    rows: pd.DataFrame, a: str, b: str, name: str, generator: np.random.Generator
-) -> tuple[Interval | None, int]:
-    """Accuracy of a minus b in percentage points on the seeds both have, and how many those are."""
-    seeds = set(rows[rows.method == a].seed) & set(rows[rows.method == b].seed)
-    if not seeds:
-        return None, 0
-    rows = rows[rows.seed.isin(seeds)]
-    one, other = (_matrices(rows[rows.method == method], name, "avg") for method in (a, b))
-    difference = stats.paired_interval(one, other, generator)
-    return Interval(*(100 * value for value in difference)), len(seeds)
 
 
 # --- T5 ---
@@ -530,7 +262,7 @@ def compute(stages: pd.DataFrame) -> Table:
         total = {"stage": "total", "seconds": float(stages.seconds.sum())}
         records.append(total | {"peak memory [MB]": float(stages.peak_memory_mb.max())})
     columns = ["stage", "seconds", "peak memory [MB]", "machine"]
-    return Table("T5", "Compute: seconds and peak memory of every stage.", _frame(records, columns))
+    return Table("T5", "Compute: seconds and peak memory of every stage.", from_records(records, columns))
 
 
 # --- metrics for DVC ---
@@ -557,135 +289,21 @@ def learning_curves(data: Logs) -> pd.DataFrame:
     return rows.groupby(["method", "step"], as_index=False).avg.mean().rename(columns={"avg": "accuracy"})
 
 
-# --- writing ---
-
-
-def write(table: Table, directory: str | Path) -> list[Path]:
-    """Write NAME.md, NAME.csv (an interval in three columns) and NAME.tex (booktabs), each atomically."""
-    paths = [Path(directory) / f"{table.name}.{ending}" for ending in ("md", "csv", "tex")]
-    csv = _spread(table.frame).to_csv(index=False, float_format="%.10g", lineterminator="\n")
-    for path, text in zip(paths, (markdown(table), csv, latex(table)), strict=True):
-        write_text(path, text)
-    return paths
-
-
-def markdown(table: Table) -> str:
-    """The table as GitHub-flavoured Markdown: caption, cells, notes."""
-    rows = [list(table.frame.columns), ["---"] * table.frame.shape[1], *_cells(table.frame)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"**{table.name}.** {table.caption}", "", *lines, *(f"\n{note}" for note in table.notes)]) + "\n"
-
-
-def latex(table: Table) -> str:
-    """The table for LaTeX with the packages booktabs, array, longtable, graphicx and rotating.
-
-    Up to eight columns: a longtable, whose cells wrap and which goes on over pages. More: on its side, to fit a page.
-    """
-    cells = _cells(table.frame)
-    head, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in [list(table.frame.columns), *cells]]
-    title = rf"\caption{{{_escape(table.caption)}}}\label{{tab:{table.name}}}"
-    notes = [rf"\par\smallskip\footnotesize {_escape(note)}" for note in table.notes]
-    if table.frame.shape[1] > 8:
-        lines = [
-            r"\begin{sidewaystable}\centering\setlength{\tabcolsep}{3pt}",
-            title,
-            rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{'l' * table.frame.shape[1]}}}\toprule",
-            head + r"\midrule",
-            *rows,
-            r"\bottomrule\end{tabular}}",
-            *notes,
-            r"\end{sidewaystable}",
-        ]
-    else:
-        lines = [
-            r"{\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{longtable}}{{{_columns([list(table.frame.columns), *cells])}}}",
-            title + r"\\\toprule",
-            head + r"\midrule\endfirsthead\toprule",
-            head + r"\midrule\endhead\bottomrule\endfoot",
-            *(row + r"\addlinespace[2pt]" for row in rows),
-            r"\end{longtable}",
-            *notes,
-            r"\par}",
-        ]
-    return "\n".join([*lines, ""])
-
-
-def _columns(cells: list[list[str]]) -> str:
-    """Columns for a longtable: as wide as their texts, or, if those fill no line, wrapped in shares of the line."""
-    longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    if sum(longest) <= 80:
-        return "l" * len(longest)
-    wanted = [min(24, max(10, length)) for length in longest]
-    wrapped = r">{{\raggedright\arraybackslash}}p{{\dimexpr {:.3f}\linewidth-2\tabcolsep}}"
-    return "".join(wrapped.format(length / sum(wanted)) for length in wanted)
-
-
-_TEXT = {"–": "--", "—": "---", "“": "``", "”": "''", "’": "'", "…": r"\dots{}", "|": r"\textbar{}"}
-_TEXT |= {"_": r"\_\allowbreak{}", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_SIGNS = "τ tau λ lambda χ chi π pi ρ rho Δ Delta ± pm × times ≥ ge ≤ le → to ‖ Vert ≈ approx √ surd ∞ infty"
-_MATHS = {"−": "$-$", "<": "$<$", ">": "$>$", "²": "$^2$", "₀": "$_0$", "₁": "$_1$"}
-_MATHS |= {sign: rf"$\{name}$" for sign, name in zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True)}
-_LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | _TEXT | _MATHS)
-"""What pdfLaTeX needs spelled out, of the characters that occur here."""
-
-
-def _escape(text: str) -> str:
-    return text.translate(_LATEX)
-
-
-def _number(value: float) -> str:
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-    return text.replace("-", "−")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Interval):
-        if np.isnan(value.estimate):
-            return "–"
-        ends = "" if np.isnan(value.low) else f" [{_number(value.low)}, {_number(value.high)}]"
-        return _number(value.estimate) + ends
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "–"
-    return _number(value) if isinstance(value, float) else str(value)
-
-
-def _cells(frame: pd.DataFrame) -> list[list[str]]:
-    return [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-
-
-def _spread(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with each column that holds intervals split into estimate, low and high."""
-    columns = {}
-    for name in frame:
-        values = list(frame[name])
-        columns[name] = [v.estimate if isinstance(v, Interval) else v for v in values]
-        if any(isinstance(v, Interval) for v in values):
-            for end in ("low", "high"):
-                columns[f"{name} {end}"] = [getattr(v, end) if isinstance(v, Interval) else None for v in values]
-    return pd.DataFrame(columns)
-
-
 # --- shared ---
 
 
-def _frame(records: list[dict], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A frame that keeps intervals and missing cells as they are: None becomes no NaN, 3 no 3.0."""
-    columns = list(columns or dict.fromkeys(key for record in records for key in record))
-    cells = {name: pd.Series([record.get(name) for record in records], dtype=object) for name in columns}
-    return pd.DataFrame(cells, columns=columns)
-
-
-def _label(method: str) -> str:
+def label_of(method: str) -> str:
+    """How tables name a method, or the base model."""
     return "base model" if method == "base" else style.method_style(method)["label"]
 
 
-def _matrices(rows: pd.DataFrame, name: str, metric: str) -> list[np.ndarray]:
+def matrices(rows: pd.DataFrame, name: str, metric: str) -> list[np.ndarray]:
+    """The metric as matrices [seeds, prompts]: one of a test set, or one for each set of "overall"."""
     return [logs.matrix(rows[rows.set == part], metric) for part in (SETS if name == "overall" else (name,))]
 
 
 def _clustered(rows: pd.DataFrame, name: str, metric: str, scale: float, generator: np.random.Generator) -> Interval:
-    result = stats.interval(_matrices(rows, name, metric), generator)
+    result = stats.interval(matrices(rows, name, metric), generator)
     bounds = (-np.inf, np.inf) if metric == "length" else (0, 1)
     low, high = np.clip(result[1:], *bounds)
     return Interval(scale * result.estimate, float(scale * low), float(scale * high))

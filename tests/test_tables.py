@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pmd import logs, report, stats, tables, theory
+from pmd import claims, logs, report, stats, tables, theory, typeset
 from pmd.files import ROOT, write_text
 from pmd.logs import Logs
 from pmd.stats import Interval
@@ -65,8 +65,8 @@ def rows_of(table, **where):
     return frame.to_dict("records")
 
 
-def claims(data, proofs=None):
-    return tables.claims(data, evaluated(data), rng(), proofs)
+def t4(data, proofs=None):
+    return claims.table(data, evaluated(data), rng(), proofs)
 
 
 FAST = [[0, 0.75, 1.0], [0, 0.75, 1.0], [0, 0.78125, 1.0]]
@@ -181,29 +181,29 @@ def test_t3_sets_ours_beside_the_papers_and_lists_only_what_a_method_reads():
 @pytest.mark.parametrize(
     ("effect", "expected"),
     [
-        (Interval(2, 0.1, 4), tables.SUPPORTED),
-        (Interval(2, 0.0, 4), tables.INCONCLUSIVE),
-        (Interval(2, -1, 4), tables.INCONCLUSIVE),
-        (Interval(-2, -4, -0.1), tables.OPPOSITE),
-        (Interval(2, np.nan, np.nan), tables.NOT_TESTABLE),
-        (None, tables.NOT_TESTABLE),
+        (Interval(2, 0.1, 4), claims.SUPPORTED),
+        (Interval(2, 0.0, 4), claims.INCONCLUSIVE),
+        (Interval(2, -1, 4), claims.INCONCLUSIVE),
+        (Interval(-2, -4, -0.1), claims.OPPOSITE),
+        (Interval(2, np.nan, np.nan), claims.NOT_TESTABLE),
+        (None, claims.NOT_TESTABLE),
     ],
 )
 def test_a_verdict_follows_from_the_interval_alone(effect, expected):
-    assert tables.verdict(effect) == expected
+    assert claims.verdict(effect) == expected
 
 
 def test_t4_verdicts_flip_with_the_data():
-    won = claims(experiment({"pmd-mean": FAST, "grpo": SLOW, "pmd-part": SLOW}))
-    lost = claims(experiment({"pmd-mean": SLOW, "grpo": FAST, "pmd-part": FAST}))
+    won = t4(experiment({"pmd-mean": FAST, "grpo": SLOW, "pmd-part": SLOW}))
+    lost = t4(experiment({"pmd-mean": SLOW, "grpo": FAST, "pmd-part": FAST}))
     for letter in ("(a)", "(d)"):
         up, down = (rows_of(table, claim=letter, metric="difference")[0] for table in (won, lost))
-        assert up["verdict"] == tables.SUPPORTED
-        assert down["verdict"] == tables.OPPOSITE
+        assert up["verdict"] == claims.SUPPORTED
+        assert down["verdict"] == claims.OPPOSITE
         assert up["effect"].estimate == pytest.approx(100 * (3 - 0.75 * 2 - 0.78125) / 3)
         assert down["effect"].estimate == pytest.approx(-up["effect"].estimate)
     up, down = (rows_of(table, claim="(c)", metric="seconds")[0] for table in (won, lost))
-    assert up["verdict"] == tables.SUPPORTED
+    assert up["verdict"] == claims.SUPPORTED
     assert up["effect"].high < 1
     assert down["verdict"] == "not supported (target not reached)"
     assert down["effect"] == "target not reached in 3 of 3 runs"
@@ -211,30 +211,30 @@ def test_t4_verdicts_flip_with_the_data():
 
 def test_t4_calls_slower_the_opposite_and_equal_inconclusive():
     grpo = [[0, 0.75, 0.75], [0, 0.71875, 0.75], [0, 0.75, 0.75]]
-    slower = claims(experiment({"pmd-mean": SLOW, "grpo": grpo}))
-    assert rows_of(slower, claim="(c)", metric="seconds")[0]["verdict"] == tables.OPPOSITE
-    equal = claims(experiment({"pmd-mean": grpo, "grpo": grpo}))
-    assert rows_of(equal, claim="(a)")[0]["verdict"] == tables.INCONCLUSIVE
+    slower = t4(experiment({"pmd-mean": SLOW, "grpo": grpo}))
+    assert rows_of(slower, claim="(c)", metric="seconds")[0]["verdict"] == claims.OPPOSITE
+    equal = t4(experiment({"pmd-mean": grpo, "grpo": grpo}))
+    assert rows_of(equal, claim="(a)")[0]["verdict"] == claims.INCONCLUSIVE
     assert rows_of(equal, claim="(c)", metric="tokens")[0]["effect"].estimate == pytest.approx(1)
 
 
 def test_t4_measures_stability_by_the_worst_drawdown():
     falling = [[0, 1.0, 0.5], [0, 1.0, 0.53125], [0, 1.0, 0.5]]
-    stable = claims(experiment({"pmd-mean": FAST, "grpo": falling}))
+    stable = t4(experiment({"pmd-mean": FAST, "grpo": falling}))
     row = rows_of(stable, claim="(b)")[0]
     assert row["effect"].estimate == pytest.approx(100 * (0.5 + 0.46875 + 0.5) / 3)
-    assert row["verdict"] == tables.SUPPORTED
-    wild = claims(experiment({"pmd-mean": falling, "grpo": FAST}))
-    assert rows_of(wild, claim="(b)")[0]["verdict"] == tables.OPPOSITE
+    assert row["verdict"] == claims.SUPPORTED
+    wild = t4(experiment({"pmd-mean": falling, "grpo": FAST}))
+    assert rows_of(wild, claim="(b)")[0]["verdict"] == claims.OPPOSITE
 
 
 def test_t4_tests_large_k_with_unclipped_grpo_as_the_control():
     small = experiment({"pmd-mean": SLOW, "grpo": FAST})
     large = experiment({"pmd-mean": FAST, "grpo": SLOW, "grpo-unclipped": FAST}, axis="stale", minibatches=128)
-    table = claims(joined(small, large))
-    assert rows_of(table, claim="(a)", scope="K = 8, overall")[0]["verdict"] == tables.OPPOSITE
+    table = t4(joined(small, large))
+    assert rows_of(table, claim="(a)", scope="K = 8, overall")[0]["verdict"] == claims.OPPOSITE
     rows = rows_of(table, claim="(a)", scope="K = 128, overall")
-    assert [row["verdict"] for row in rows] == [tables.SUPPORTED, tables.INCONCLUSIVE]
+    assert [row["verdict"] for row in rows] == [claims.SUPPORTED, claims.INCONCLUSIVE]
     assert "control" in rows[1]["claim"]
 
 
@@ -246,24 +246,24 @@ def test_t4_compares_part_and_mean_at_the_smallest_tau_and_the_smallest_n_above_
     for index, part in enumerate([*tau, *group]):
         for frame in (part.runs, part.steps, part.evals):
             frame["run"] = frame["run"] + f"/{index}"
-    rows = rows_of(claims(joined(main, *tau, *group)), claim="(d)")
+    rows = rows_of(t4(joined(main, *tau, *group)), claim="(d)")
     assert [row["scope"] for row in rows[:3]] == ["K = 8", "τ = 0.01", "n = 4"]
-    assert [row["verdict"] for row in rows[:3]] == [tables.INCONCLUSIVE, tables.SUPPORTED, tables.SUPPORTED]
+    assert [row["verdict"] for row in rows[:3]] == [claims.INCONCLUSIVE, claims.SUPPORTED, claims.SUPPORTED]
     assert rows[3]["scope"] == "all runs: PMD-part 12 of 15, PMD-mean 0 of 15"
     assert rows[3]["effect"] == pytest.approx([100 * v for v in stats.share_difference(12, 15, 0, 15)])
-    assert rows[3]["verdict"] == tables.SUPPORTED
+    assert rows[3]["verdict"] == claims.SUPPORTED
 
 
 @pytest.mark.parametrize(
     ("measured", "rank", "ratio"),
     [
-        (0.9, tables.SUPPORTED, tables.SUPPORTED),
-        (0.1, tables.SUPPORTED, tables.OUTSIDE),
-        (-0.9, tables.OPPOSITE, tables.OUTSIDE),
+        (0.9, claims.SUPPORTED, claims.SUPPORTED),
+        (0.1, claims.SUPPORTED, claims.OUTSIDE),
+        (-0.9, claims.OPPOSITE, claims.OUTSIDE),
     ],
 )
 def test_t4_asks_whether_lambda_tracks_theory(measured, rank, ratio):
-    rows = rows_of(claims(experiment({"pmd-mean": FAST, "grpo": SLOW}, measured=measured)), claim="(e)")
+    rows = rows_of(t4(experiment({"pmd-mean": FAST, "grpo": SLOW}, measured=measured)), claim="(e)")
     assert [row["verdict"] for row in rows] == [rank, ratio]
     assert rows[1]["effect"].estimate == pytest.approx(measured, rel=0.01)
 
@@ -272,41 +272,41 @@ def test_t4_quotes_the_proofs_with_their_residuals():
     data = experiment({"pmd-mean": FAST, "grpo": SLOW})
     columns = {"source": "paper", "proved_by": "tests/t.py::test_it", "tolerance": 1e-10}
     proofs = pd.DataFrame([{"statement": "A", "residual": 3e-15}, {"statement": "B", "residual": 0.5}])
-    rows = rows_of(claims(data, proofs.assign(**columns)), claim="(f)")
+    rows = rows_of(t4(data, proofs.assign(**columns)), claim="(f)")
     assert [row["verdict"] for row in rows] == [
         "proved and checked to residual 3.0e-15",
         "not supported (the residual exceeds its tolerance)",
     ]
-    assert "theory notebook first" in rows_of(claims(data), claim="(f)")[0]["verdict"]
+    assert "theory notebook first" in rows_of(t4(data), claim="(f)")[0]["verdict"]
     with pytest.raises(ValueError, match=r"theory_claims\.csv: has no column proved_by"):
-        claims(data, proofs.assign(source="", tolerance=1))
+        t4(data, proofs.assign(source="", tolerance=1))
 
 
 def test_t4_reads_the_theorys_own_table():
-    rows = rows_of(claims(experiment({"pmd-mean": FAST, "grpo": SLOW}), theory.claims()), claim="(f)")
+    rows = rows_of(t4(experiment({"pmd-mean": FAST, "grpo": SLOW}), theory.claims()), claim="(f)")
     assert len(rows) == len(theory.claims())
     assert all(row["verdict"].startswith("proved and checked to residual") for row in rows)
 
 
 def test_t4_says_what_one_seed_or_a_missing_rival_cannot_test():
-    alone = claims(experiment({"pmd-mean": FAST[:1]}))
+    alone = t4(experiment({"pmd-mean": FAST[:1]}))
     verdicts = {row["verdict"] for row in rows_of(alone, claim="(b)") + rows_of(alone, claim="(c)")}
-    assert verdicts == {tables.NOT_TESTABLE}
+    assert verdicts == {claims.NOT_TESTABLE}
     assert rows_of(alone, claim="(a)") == []
-    duel = claims(experiment({"pmd-mean": FAST[:1], "grpo": SLOW[:1], "pmd-part": SLOW[:1]}))
+    duel = t4(experiment({"pmd-mean": FAST[:1], "grpo": SLOW[:1], "pmd-part": SLOW[:1]}))
     for row in rows_of(duel, claim="(a)") + rows_of(duel, claim="(d)", metric="difference"):
         assert row["effect"].low > 0
-        assert row["verdict"] == tables.NOT_TESTABLE
-    assert rows_of(alone, claim="(g)")[0]["verdict"] == tables.NOT_TESTABLE
+        assert row["verdict"] == claims.NOT_TESTABLE
+    assert rows_of(alone, claim="(g)")[0]["verdict"] == claims.NOT_TESTABLE
 
 
 def test_drawdown_and_collapse_by_hand():
-    assert tables.drawdown([0.1, 0.6, 0.4, 0.7, 0.65]) == pytest.approx(0.2)
-    assert tables.drawdown([0.1, 0.2]) == 0
-    assert tables.collapsed([0.3, 0.8, 0.5])
-    assert not tables.collapsed([0.3, 0.8, 0.6])
-    assert not tables.collapsed([0.30, 0.32, 0.28])  # within 5 points of the peak: noise
-    assert tables.collapsed([0.3, 0.2])
+    assert claims.drawdown([0.1, 0.6, 0.4, 0.7, 0.65]) == pytest.approx(0.2)
+    assert claims.drawdown([0.1, 0.2]) == 0
+    assert claims.collapsed([0.3, 0.8, 0.5])
+    assert not claims.collapsed([0.3, 0.8, 0.6])
+    assert not claims.collapsed([0.30, 0.32, 0.28])  # within 5 points of the peak: noise
+    assert claims.collapsed([0.3, 0.2])
 
 
 # --- T5 and metrics ---
@@ -335,8 +335,8 @@ def test_metrics_for_dvc(toy):
 
 def test_a_table_is_written_three_ways(tmp_path):
     cells = {"a|b_%": ["x", None], "value": [Interval(12.345, -1.0, 30.0), Interval(1234.5, np.nan, np.nan)]}
-    table = tables.Table("T9", "Cap & tion.", pd.DataFrame(cells, dtype=object), ("τ ≥ 0",))
-    paths = tables.write(table, tmp_path)
+    table = typeset.Table("T9", "Cap & tion.", pd.DataFrame(cells, dtype=object), ("τ ≥ 0",))
+    paths = typeset.write(table, tmp_path)
     markdown, csv, latex = (path.read_text() for path in paths)
     assert markdown.splitlines()[2:6] == [
         "| a\\|b_% | value |",
@@ -355,12 +355,12 @@ def test_a_table_is_written_three_ways(tmp_path):
 
 def test_long_cells_wrap_in_latex_and_together_fill_the_line():
     cells = {"claim": ["x" * 100], "metric": ["y" * 20], "n": ["4"]}
-    text = tables.latex(tables.Table("T9", "", pd.DataFrame(cells, dtype=object)))
+    text = typeset.latex(typeset.Table("T9", "", pd.DataFrame(cells, dtype=object)))
     shares = [float(share) for share in re.findall(r"p\{\\dimexpr ([\d.]+)\\linewidth-2\\tabcolsep\}", text)]
     assert shares == pytest.approx([24 / 54, 20 / 54, 10 / 54], abs=1e-3)
-    short = tables.latex(tables.Table("T9", "", pd.DataFrame({"claim": ["x" * 20], "n": ["4"]}, dtype=object)))
+    short = typeset.latex(typeset.Table("T9", "", pd.DataFrame({"claim": ["x" * 20], "n": ["4"]}, dtype=object)))
     assert r"\begin{longtable}{ll}" in short
-    wide = tables.latex(tables.Table("T9", "", pd.DataFrame({name: ["1"] for name in "abcdefghi"}, dtype=object)))
+    wide = typeset.latex(typeset.Table("T9", "", pd.DataFrame({name: ["1"] for name in "abcdefghi"}, dtype=object)))
     assert r"\begin{sidewaystable}" in wide
 
 
@@ -372,12 +372,12 @@ def test_every_table_is_plain_ascii_in_latex_and_rectangular_in_markdown(toy):
             tables.main_results(frame, REPORTED, rng()),
             tables.time_efficiency(data),
             tables.hyperparameters({"evaluate": {"sets": ["test", "ood"]}}, data.runs),
-            tables.claims(data, frame, rng(), theory.claims()),
+            claims.table(data, frame, rng(), theory.claims()),
             tables.compute(logs.stages(toy)),
         ]
     for table in made:
-        assert not set(re.sub(r"[\x00-\x7f]", "", tables.latex(table))), table.name
-        rows = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
+        assert not set(re.sub(r"[\x00-\x7f]", "", typeset.latex(table))), table.name
+        rows = [line for line in typeset.markdown(table).splitlines() if line.startswith("|")]
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, table.name
 
 
@@ -388,8 +388,8 @@ def test_the_report_has_verdicts_first_and_only_what_exists(tmp_path, toy):
     data, frame = logs.load(toy), logs.evaluated(toy)
     with pytest.raises(ValueError, match=r"T4\.csv: missing; write the tables before the report"):
         report.build(tmp_path, "toy")
-    for table in (tables.claims(data, frame, rng()), tables.time_efficiency(data)):
-        tables.write(table, tmp_path / "tables")
+    for table in (claims.table(data, frame, rng()), tables.time_efficiency(data)):
+        typeset.write(table, tmp_path / "tables")
     for name in ("theory/figures/F2", "figures/F5", "figures/F7"):
         write_text(tmp_path / f"{name}.svg", "<svg/>")
     page = report.build(tmp_path, "toy").read_text()
@@ -412,7 +412,7 @@ def test_the_report_has_verdicts_first_and_only_what_exists(tmp_path, toy):
         "figures/F7.svg",
     ]
     assert page.count("<table>") == 3
-    verdicts = rows_of(tables.claims(data, frame, rng()), claim="(")
+    verdicts = rows_of(claims.table(data, frame, rng()), claim="(")
     assert page.count("<strong>not testable") == sum("not testable" in row["verdict"] for row in verdicts)
 
 
