@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -72,6 +73,23 @@ def read_jsonl(path: str | Path) -> list[dict]:
             raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def fingerprint(*paths: str | Path, code: bool = True) -> str:
+    """MD5 over the bytes of files (folders: every file in them) and, unless told otherwise, of pmd's own code."""
+    digest = hashlib.md5()
+    for path in [*map(Path, paths), *(sorted((ROOT / "pmd").glob("*.py")) if code else [])]:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                with file.open("rb") as opened:  # in pieces: weights may be larger than memory
+                    while piece := opened.read(1 << 20):
+                        digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """MD5 of a JSON value."""
+    return hashlib.md5(json.dumps(value).encode()).hexdigest()
 
 
 def workers(threads: int, device: str) -> int:

@@ -6,7 +6,6 @@ goes on where it stopped; work left by other code, data or base model is thrown 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
@@ -16,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pmd.files import ROOT, read_json, workers
+from pmd.files import fingerprint, read_json, workers
 from pmd.params import Train, identity
 from pmd.processes import processes
 from pmd.tasks import read_problems
@@ -29,18 +28,6 @@ class Job:
     config: Train
     name: str
     tags: dict[str, Any] = field(default_factory=dict)
-
-
-def fingerprint(*paths: str | Path, code: bool = True) -> str:
-    """MD5 over the bytes of files (folders: every file in them) and, unless told otherwise, of pmd's own code."""
-    digest = hashlib.md5()
-    for path in [*map(Path, paths), *(sorted((ROOT / "pmd").glob("*.py")) if code else [])]:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                with file.open("rb") as opened:  # in pieces: weights may be larger than memory
-                    while piece := opened.read(1 << 20):
-                        digest.update(piece)
-    return digest.hexdigest()
 
 
 def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path) -> list[dict]:

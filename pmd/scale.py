@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pmd import params, torchrun
-from pmd.files import ROOT, read_json, read_jsonl, write_json
-from pmd.launch import fingerprint, last_row, show
+from pmd.files import ROOT, fingerprint, read_json, read_jsonl, write_json
+from pmd.launch import last_row, show
 from pmd.params import Scale, Train, identity
 from pmd.tasks import read_problems
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pmd import checkpoint, cpu
-from pmd.files import write_json, write_jsonl
+from pmd.files import digest, fingerprint, read_json, write_json, write_jsonl
 from pmd.forward import log_probs
 from pmd.packing import pack
 from pmd.params import Base
@@ -35,7 +37,8 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     """Train from scratch on `traces` (prompt, response) and write the model folder `out`; returns its metrics.
 
     Minimises the mean negative log-likelihood of a response token. A run that stopped goes on from its last
-    checkpoint. ValueError before any work if a trace has no response or there is no such device.
+    checkpoint, unless other parameters, traces or code began it. ValueError before any work if a trace has no response
+    or there is no such device.
     """
     out = Path(out)
     check_device(config.device)
@@ -56,6 +59,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
 
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.95), weight_decay=0.1, fused=True)
     work = out.with_name(f"{out.name}-work")
+    _drop_foreign(work, config, traces)
     found = checkpoint.latest(work)
     state = checkpoint.load(found, model, optimizer)[0] if found else {"step": 0, "log": [], "seconds": 0.0}
     start = time.perf_counter() - state["seconds"]
@@ -74,7 +78,17 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     write_jsonl(out / "log.jsonl", state["log"])
     metrics = {"loss": state["log"][-1]["loss"], "parameters": sum(p.numel() for p in model.parameters())}
     write_json(out / "metrics.json", metrics)
+    shutil.rmtree(work)
     return metrics
+
+
+def _drop_foreign(work: Path, config: Base, traces: list[dict]) -> None:
+    """Begin `work` anew if other parameters, traces or code began it."""
+    identity = asdict(config) | {"traces": digest(traces), "code": fingerprint()}
+    mark = work / "run.json"
+    if not mark.exists() or read_json(mark) != identity:
+        shutil.rmtree(work, ignore_errors=True)
+        write_json(mark, identity)
 
 
 def _step(

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmd import checkpoint, cpu, distributed
 from pmd.evaluate import accuracy, respond, score, summarise
-from pmd.files import read_json, read_jsonl, write_json, write_jsonl
+from pmd.files import digest, read_json, read_jsonl, write_json, write_jsonl
 from pmd.forward import checkpoint_activations, compile_layers
 from pmd.minibatches import Rollouts, from_tensors, to_tensors
 from pmd.params import Train, identity
@@ -62,8 +62,10 @@ def train(
     rank calls this alike, and rank 0 writes. A run that stopped goes on from its last checkpoint and ends with the bits
     it would have had (on as many ranks). Returns result.json's content. ValueError before any work if `out` holds
     another run or ranks differ; FloatingPointError at a loss that is not finite.
+
+    tags: what else run.json says and a run that goes on must agree in; None: the base model's folder and the problems.
     """
-    out, tags = Path(out), tags or {}
+    out, tags = Path(out), {"base": str(base), "problems": digest(problems)} if tags is None else tags
     device = distributed.start(config.device)
     distributed.agree("ranks", identity(config, tags) | {"model": str(base), "torch": torch.__version__})
     if (out / "result.json").exists():

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pmd import launch, params
-from pmd.files import read_json, write_json, write_jsonl
+from pmd.files import fingerprint, read_json, write_json, write_jsonl
 from pmd.launch import Job, run_all
 from tests.test_trainer import COMMITTED, PROBLEMS, SMALL
 
@@ -45,7 +45,7 @@ def test_a_failure_keeps_what_is_done_and_foreign_work_is_thrown_away(stage, tmp
     monkeypatch.setenv("PMD_WORKERS", "1")
     jobs, base, data, sets, out = stage
     run_all(jobs[:1], base, data, sets, out)
-    mark = launch.fingerprint(base / "model.safetensors", data)
+    mark = fingerprint(base / "model.safetensors", data)
     work = out.with_name("out-work")
     shutil.copytree(out / "m" / "seed-1", work / "m" / "seed-1")  # finished, by this code
     shutil.copytree(out / "m" / "seed-1", work / "m" / "seed-2")  # another run's

@@ -48,6 +48,32 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     train_base(CONFIG, TRACES, tmp_path / "cut", progress=False)
     for name in ("model.safetensors", "log.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.glob("*-work"))
+
+
+@pytest.mark.parametrize("changed", ["parameters", "traces", "code"])
+def test_what_another_run_began_is_not_gone_on_with(changed, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "CHECKPOINT_EVERY", 20)
+    config = dataclasses.replace(CONFIG, steps=20)
+    save = sft.save_policy
+
+    def stop(*_):
+        raise KeyboardInterrupt  # all is trained, nothing is saved but the checkpoint
+
+    monkeypatch.setattr(sft, "save_policy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_base(config, TRACES, tmp_path / "base", progress=False)
+    monkeypatch.setattr(sft, "save_policy", save)
+    traces = TRACES[::-1] if changed == "traces" else TRACES
+    if changed == "parameters":
+        config = dataclasses.replace(config, lr=config.lr / 2)
+    if changed == "code":
+        monkeypatch.setattr(sft, "fingerprint", lambda: "other")
+    steps = []
+    original = sft._step
+    monkeypatch.setattr(sft, "_step", lambda config, step, *rest: steps.append(step) or original(config, step, *rest))
+    train_base(config, traces, tmp_path / "base", progress=False)
+    assert steps == list(range(1, 21))
 
 
 def test_schedule():

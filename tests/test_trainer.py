@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import numpy as np
@@ -121,6 +122,11 @@ def test_a_finished_run_is_not_run_again(tiny_dir, tmp_path):
 
 def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tmp_path):
     run(tiny_dir, tmp_path / "a")
+    with pytest.raises(ValueError, match="a: holds a run with problems = "):
+        train(config(), tiny_dir, PROBLEMS[::-1], SETS, tmp_path / "a", progress=False)
+    other = shutil.copytree(tiny_dir, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"a: holds a run with base = .*, not '.*other'"):
+        run(other, tmp_path / "a")
     with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.5, not 0\.25"):
         run(tiny_dir, tmp_path / "a", tau=0.25)
 
