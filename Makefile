@@ -68,7 +68,7 @@ smoke: setup
 	test -s results/smoke/report.html; \
 	echo "smoke: results/smoke/report.html was made"
 
-# Choose each method's learning rate again, on validation: writes results/tuning/tuning.csv.
+# Choose each method's learning rate, and its τ or clip, again, on validation: writes results/tuning/tuning.csv.
 tune: setup
 	.venv/bin/dvc repro base
 	.venv/bin/python -m pmd.notebook notebooks/7-tuning.ipynb -p preset=default -p out=results/tuning

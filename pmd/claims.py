@@ -171,9 +171,19 @@ def _robustness_claims(data: Logs, evaluated: pd.DataFrame, generator: np.random
 
 
 def _regulariser_claims(data: Logs) -> list[dict]:
-    steps = data.steps[(data.steps.axis == "main") & (data.steps.method == "pmd-mean")]
+    main = data.runs[(data.runs.axis == "main") & (data.runs.method == "pmd-mean")]
+    scopes = {"main matrix, PMD-mean": main.run}
+    ablation = logs.ablation(data, "tau")
+    for tau, runs in ablation[ablation.method == "pmd-mean"].groupby("x"):
+        if tau not in set(main.tau):
+            scopes[f"τ = {tau:g}, PMD-mean"] = runs.run
+    return [record for scope, runs in scopes.items() for record in _lambda_claims(data.steps, scope, runs)]
+
+
+def _lambda_claims(steps: pd.DataFrame, scope: str, runs: pd.Series) -> list[dict]:
+    """Does −mean(s), an estimate of λ, follow the λ that theory predicts, and is it as large?"""
     ranks, ratios = [], []
-    for _, run in steps[steps.lambda_theory.notna()].groupby("run"):
+    for _, run in steps[steps.run.isin(runs) & steps.lambda_theory.notna()].groupby("run"):
         if run["lambda"].nunique() > 1 and run.lambda_theory.nunique() > 1:
             ranks.append(run["lambda"].rank().corr(run.lambda_theory.rank()))
         if run.lambda_theory.mean() > 0:
@@ -187,7 +197,7 @@ def _regulariser_claims(data: Logs) -> list[dict]:
     else:
         agreement = OUTSIDE if ratio.high < 0.5 or ratio.low > 2 else INCONCLUSIVE
     claim = "(e) PMD-mean's update carries the implicit KL–χ² regulariser that theory predicts"
-    shared = {"claim": claim, "scope": "main matrix, PMD-mean"}
+    shared = {"claim": claim, "scope": scope}
     return [
         shared
         | {

@@ -1,4 +1,4 @@
-"""How learning rates and τ are chosen: the same learning rates for every method, judged on validation alone."""
+"""How learning rates, τ and clips are chosen: as many tries for every method, judged on validation alone."""
 
 from __future__ import annotations
 
@@ -12,26 +12,39 @@ from pmd.files import read_jsonl
 from pmd.launch import Job
 from pmd.objectives import OBJECTIVES
 
+TUNED = ("tau", "clip_low", "clip_high", "lr")
+"""The settings that may be tuned: those of a method's own, then the learning rate."""
+
 
 def jobs(tune: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) -> list[Job]:
-    """Every method at every learning rate of `tune.lr` for every seed of `tune.seeds` (none is reported on).
+    """Every try of every method, with every seed of `tune.seeds` (none is reported on).
 
-    `tune.tau` maps methods to the τ that they are tried with besides `train.tau`.
+    A grid of `tune.grids` has `methods`, learning rates `lr` and `own`, mappings of their other settings to values:
+    every rate is tried with each. ValueError if a method is in no grid or in two, or has more tries than another.
     """
     seeds = params.seeds(tune, "tune.seeds")
     reused = sorted(set(seeds) & set(params.seeds(train)))
     params.require(not reused, "tune.seeds", seeds, f"other seeds than train.seeds; {reused} are in both")
-    unknown = [method for method in tune["tau"] if method not in methods]
-    params.require(not unknown, "tune.tau", unknown, f"left out, or among the keys of methods: {', '.join(methods)}")
+    tries: dict[str, list[dict[str, float]]] = {}
+    for number, grid in enumerate(tune["grids"]):
+        key = f"tune.grids[{number}]"
+        params.require(set(grid) == {"methods", "lr", "own"}, key, grid, "a mapping with methods, lr and own")
+        odd = [name for own in grid["own"] for name in own if name not in TUNED[:-1]]
+        params.require(not odd, f"{key}.own", odd, f"mappings of {', '.join(TUNED[:-1])}")
+        for method in grid["methods"]:
+            good = method in methods and method not in tries
+            params.require(good, f"{key}.methods", method, f"each of {', '.join(methods)} in one grid")
+            tries[method] = [own | {"lr": lr} for own in grid["own"] for lr in grid["lr"]]
+    budget = {method: len(tries.get(method, [])) for method in methods}
+    params.require(len(set(budget.values())) == 1, "tune.grids", budget, "as many tries for every method")
     return [
         Job(
-            params.train(train, methods, method, seed, lr=lr, tau=tau),
-            f"{method}/{lr:g}/{tau:g}/seed-{seed}",
+            params.train(train, methods, method, seed, **settings),
+            f"{method}/{','.join(f'{name}={value:g}' for name, value in settings.items())}/seed-{seed}",
             {"axis": "tune"},
         )
         for method in methods
-        for tau in sorted({train["tau"], *tune["tau"].get(method, [])})
-        for lr in tune["lr"]
+        for settings in tries[method]
         for seed in seeds
     ]
 
@@ -45,23 +58,22 @@ def score(folder: Path) -> float:
 
 
 def table(done: list[Job], out: Path) -> pd.DataFrame:
-    """One row a method, τ and learning rate: the mean score over seeds, each seed's, and whether it is the best one.
+    """One row a try: the mean score over seeds, each seed's, and whether it is the method's best.
 
-    Of equal scores the smaller τ, then the smaller learning rate is chosen. τ is blank where the method has none.
+    Of equal scores the smaller settings are chosen. What a method does not read is blank.
     """
     scores = pd.DataFrame(
-        {
-            "method": (config := job.config).method,
-            "tau": config.tau if "tau" in OBJECTIVES[config.method].uses else float("nan"),
-            "lr": config.lr,
-            "seed": f"seed {config.seed}",
-            "score": score(out / job.name),
+        {"method": (config := job.config).method}
+        | {
+            name: getattr(config, name) if name == "lr" or name in OBJECTIVES[config.method].uses else float("nan")
+            for name in TUNED
         }
+        | {"seed": f"seed {config.seed}", "score": score(out / job.name)}
         for job in done
     )
-    wide = scores.set_index(["method", "tau", "lr", "seed"])["score"].unstack("seed")
+    wide = scores.set_index(["method", *TUNED, "seed"])["score"].unstack("seed")
     wide.insert(0, "mean", wide.mean(axis=1))
-    wide = wide.reset_index().sort_values(["method", "tau", "lr"], ignore_index=True)
+    wide = wide.reset_index().sort_values(["method", *TUNED], ignore_index=True)
     wide["chosen"] = wide.index.isin(wide.groupby("method")["mean"].idxmax())
     wide.columns.name = None
     return wide

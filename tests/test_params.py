@@ -9,6 +9,7 @@ import pytest
 
 from pmd import ablations, params, problem_sets, tuning
 from pmd.files import ROOT, write_jsonl
+from pmd.objectives import OBJECTIVES
 
 COMMITTED = params.load()
 
@@ -66,7 +67,7 @@ def test_a_bad_value_is_refused_by_name(changes, message):
 
 def test_a_missing_key_is_refused_by_name():
     with pytest.raises(ValueError, match=r"train\.tau: missing, must be a number"):
-        params.train({k: v for k, v in COMMITTED["train"].items() if k != "tau"}, COMMITTED["methods"], "kimi", 0)
+        params.train({k: v for k, v in COMMITTED["train"].items() if k != "tau"}, COMMITTED["methods"], "pmd-mean", 0)
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
@@ -176,34 +177,59 @@ def test_ablations_keep_the_budget():
         ablations.jobs({"seeds": [1], "depth": {}}, train, COMMITTED["methods"])
 
 
-def test_tuning_gives_every_method_the_same_learning_rates_and_no_reported_seed():
-    made = tuning.jobs(COMMITTED["tune"], COMMITTED["train"], COMMITTED["methods"])
+def test_tuning_gives_every_method_as_many_tries_and_no_reported_seed():
+    tune, train, methods = (COMMITTED[name] for name in ("tune", "train", "methods"))
+    made = tuning.jobs(tune, train, methods)
     assert len({j.name for j in made}) == len(made)
-    grid = {(lr, seed) for lr in COMMITTED["tune"]["lr"] for seed in COMMITTED["tune"]["seeds"]}
-    for method in COMMITTED["methods"]:
-        taus = {COMMITTED["train"]["tau"], *COMMITTED["tune"]["tau"].get(method, [])}
-        for tau in taus:
-            found = {(j.config.lr, j.config.seed) for j in made if (j.config.method, j.config.tau) == (method, tau)}
-            assert found == grid
+    for method in methods:
+        tries = [{name: getattr(j.config, name) for name in tuning.TUNED} for j in made if j.config.method == method]
+        assert len({tuple(settings.values()) for settings in tries}) == 12
+        assert len(tries) == 12 * len(tune["seeds"])
+        own = {name for name in tuning.TUNED[:-1] if len({settings[name] for settings in tries}) > 1}
+        assert own <= OBJECTIVES[method].uses  # none is tried with what it does not read
+        assert {min(s["lr"] for s in tries), max(s["lr"] for s in tries)} == {2.0e-5, 1.6e-4}
     with pytest.raises(ValueError, match=r"\[1\] are in both"):
-        tuning.jobs(COMMITTED["tune"] | {"seeds": [1]}, COMMITTED["train"], COMMITTED["methods"])
-    with pytest.raises(ValueError, match=r"tune\.tau: got \['ppo'\]"):
-        tuning.jobs(COMMITTED["tune"] | {"tau": {"ppo": [1.0]}}, COMMITTED["train"], COMMITTED["methods"])
+        tuning.jobs(tune | {"seeds": [1]}, train, methods)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"methods": ["ppo"]}, r"tune\.grids\[1\]\.methods: got 'ppo', must be each of"),
+        ({"methods": ["pmd-mean"]}, r"tune\.grids\[1\]\.methods: got 'pmd-mean', must be each of"),
+        ({"own": [{"tau": 1.0}]}, r"tune\.grids: got \{'pmd-mean': 4, 'grpo': 2\}, must be as many tries"),
+        ({"methods": []}, r"tune\.grids: got \{'pmd-mean': 4, 'grpo': 0\}, must be as many tries"),
+        ({"own": [{"steps": 1}, {}]}, r"tune\.grids\[1\]\.own: got \['steps'\], must be mappings of tau"),
+        ({"rate": []}, r"tune\.grids\[1\]: got .* must be a mapping with methods, lr and own"),
+    ],
+)
+def test_a_bad_tuning_grid_is_refused(grid, message):
+    good = {"methods": ["pmd-mean"], "lr": [1e-5, 2e-5], "own": [{"tau": 0.5}, {"tau": 2.0}]}
+    other = good | {"methods": ["grpo"], "own": [{"clip_low": 0.1}, {"clip_low": 0.2}]}
+    methods = {"pmd-mean": {"lr": 1.0}, "grpo": {"lr": 1.0}}
+    assert len(tuning.jobs({"seeds": [101], "grids": [good, other]}, COMMITTED["train"], methods)) == 8
+    with pytest.raises(ValueError, match=message):
+        tuning.jobs({"seeds": [101], "grids": [good, other | grid]}, COMMITTED["train"], methods)
 
 
 def test_the_tuning_table_chooses_the_best_mean_and_of_equals_the_smaller(tmp_path):
-    tune = {"lr": [1.0e-5, 2.0e-5], "tau": {"pmd-mean": [2.0]}, "seeds": [101, 102]}
-    train = COMMITTED["train"] | {"tau": 0.5, "steps": 4}
-    made = tuning.jobs(tune, train, {"pmd-mean": {"lr": 1.0}, "grpo": {"lr": 1.0}})
-    assert len(made) == 12
+    rates = [1.0e-5, 2.0e-5]
+    grids = [
+        {"methods": ["pmd-mean"], "lr": rates, "own": [{"tau": 0.5}, {"tau": 2.0}]},
+        {"methods": ["grpo"], "lr": rates, "own": [{"clip_high": 0.28}, {"clip_high": 0.2}]},
+    ]
+    train = COMMITTED["train"] | {"steps": 4, "clip_low": 0.2}
+    made = tuning.jobs({"seeds": [101, 102], "grids": grids}, train, {"pmd-mean": {}, "grpo": {}})
+    assert len(made) == 16
     for job in made:
         late = 3 if (job.config.method, job.config.tau, job.config.lr) == ("pmd-mean", 2.0, 1.0e-5) else 2
         rows = [{"set": "val", "step": step, "correct": [4 if step == 2 else late], "k": 4} for step in (2, 4)]
         write_jsonl(tmp_path / job.name / "eval.jsonl", rows)  # the first half must not count
     table = tuning.table(made, tmp_path)
     chosen = table[table["chosen"]].set_index("method")
-    assert len(table) == 6
+    assert len(table) == 8
     assert len(chosen) == 2
     assert chosen.loc["pmd-mean", ["tau", "lr", "mean", "seed 102"]].tolist() == [2.0, 1.0e-5, 0.75, 0.75]
-    assert chosen.loc["grpo", "lr"] == 1.0e-5
+    assert chosen.loc["grpo", ["clip_low", "clip_high", "lr"]].tolist() == [0.2, 0.2, 1.0e-5]
+    assert math.isnan(chosen.loc["pmd-mean", "clip_low"])
     assert math.isnan(chosen.loc["grpo", "tau"])

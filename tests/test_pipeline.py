@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pmd import params
+from pmd import params, tuning
 from pmd.files import ROOT
 from pmd.style import method_style
 
@@ -104,8 +104,10 @@ def test_train_reruns_only_for_its_own_method():
     assert STAGES["train"]["matrix"] == {"method": "${compare}"}
 
 
-def test_the_committed_learning_rates_and_tau_are_what_tuning_chose():
+def test_the_committed_settings_are_what_tuning_chose():
     chosen = pd.read_csv(ROOT / "results" / "tuning" / "tuning.csv").query("chosen").set_index("method")
     values = params.load()
-    assert {name: own["lr"] for name, own in values["methods"].items()} == chosen["lr"].to_dict()
-    assert set(chosen["tau"].dropna()) == {values["train"]["tau"]}
+    assert set(chosen.index) == set(values["methods"])
+    for method, row in chosen[list(tuning.TUNED)].iterrows():
+        used = params.train(values["train"], values["methods"], method, seed=1)
+        assert {name: getattr(used, name) for name in row.dropna().index} == row.dropna().to_dict()

@@ -268,6 +268,17 @@ def test_t4_asks_whether_lambda_tracks_theory(measured, rank, ratio):
     assert rows[1]["effect"].estimate == pytest.approx(measured, rel=0.01)
 
 
+def test_t4_asks_so_at_every_other_tau_of_the_ablation():
+    main = experiment({"pmd-mean": FAST, "grpo": SLOW})
+    near, far = (experiment({"pmd-mean": FAST}, m, axis="tau", tau=tau) for m, tau in ((0.1, 0.05), (0.6, 0.5)))
+    for part, name in ((near, "near"), (far, "far")):
+        for frame in (part.runs, part.steps, part.evals):
+            frame["run"] = frame["run"] + name
+    rows = rows_of(t4(joined(main, near, far)), claim="(e)", metric="mean of")
+    assert [row["scope"] for row in rows] == ["main matrix, PMD-mean", "τ = 0.5, PMD-mean"]  # 0.05 is the main one's
+    assert [row["effect"].estimate for row in rows] == pytest.approx([0.9, 0.6], rel=0.01)
+
+
 def test_t4_quotes_the_proofs_with_their_residuals():
     data = experiment({"pmd-mean": FAST, "grpo": SLOW})
     columns = {"source": "paper", "proved_by": "tests/t.py::test_it", "tolerance": 1e-10}

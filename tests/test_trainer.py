@@ -127,7 +127,7 @@ def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tm
     other = shutil.copytree(tiny_dir, tmp_path / "other")
     with pytest.raises(ValueError, match=r"a: holds a run with base = .*, not '.*other'"):
         run(other, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.5, not 0\.25"):
+    with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.05, not 0\.25"):
         run(tiny_dir, tmp_path / "a", tau=0.25)
 
 
