@@ -232,13 +232,25 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     found = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: _plain(value)}
+        if isinstance(value, dict):
+            found |= _leaves(value, f"{name}.")
+        elif isinstance(value, list) and any(isinstance(v, list) for item in value for v in _values(item)):
+            for number, item in enumerate(value):
+                found |= _leaves(item, f"{name}[{number}].")
+        else:
+            found[name] = _plain(value)
     return found
+
+
+def _values(item: Any) -> list[Any]:
+    return list(item.values()) if isinstance(item, dict) else []
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return " and ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -164,6 +164,7 @@ def test_t3_sets_ours_beside_the_papers_and_lists_only_what_a_method_reads():
     data = experiment({"pmd-mean": [[0, 0, 0]], "grpo": [[0, 0, 0]]}, clip_low=0.2, normalise="length")
     wide = experiment({"pmd-mean": [[0, 0, 0]]}, axis="tau", tau=0.01)
     params = {"base": {"layers": 3, "deep": {"width": 96}}, "evaluate": {"top_p": 0.7}, "train": {"lr": 5}}
+    params["tune"] = {"grids": [{"lr": [0.1, 0.2], "own": [{"clip_low": 0.1, "clip_high": 0.2}, {}]}]}
     table = tables.hyperparameters(params, joined(data, wide).runs)
     rows = table.frame.set_index("hyper-parameter")
     assert rows.loc["train.tau", "ours"] == "0.05 (PMD-mean)"
@@ -173,6 +174,8 @@ def test_t3_sets_ours_beside_the_papers_and_lists_only_what_a_method_reads():
     assert rows.loc["base.deep.width", ["ours", "the paper's"]].tolist() == ["96", "not stated"]
     assert rows.loc["evaluate.top_p", ["ours", "the paper's"]].tolist() == ["0.7", "0.7"]
     assert rows.loc["train.group_size", "the paper's"] == "16"
+    assert rows.loc["tune.grids[0].lr", "ours"] == "0.1, 0.2"
+    assert rows.loc["tune.grids[0].own", "ours"] == "clip_low 0.1 and clip_high 0.2, none"
 
 
 # --- T4 ---
