@@ -25,9 +25,9 @@ from importlib import metadata
 from pathlib import Path
 
 from pmd.files import ROOT, read_json, write_json, write_jsonl, write_text
-from pmd.policy import build_policy, save_policy
-from pmd.seeds import prompt_order
-from pmd.tasks import SYMBOLS, splits
+from pmd.model.loading import build_policy, save_policy
+from pmd.problems.arithmetic import SYMBOLS, splits
+from pmd.sampling.seeds import prompt_order
 
 HERE = ROOT / "benchmarks"
 PEER = HERE / ".venv"

@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 from pmd.files import ROOT, read_jsonl, write_text
-from pmd.pool import Pool
-from pmd.verifier import verify
+from pmd.problems.limited_pool import Pool
+from pmd.problems.verifier import verify
 
 OURS, LABEL = "ours", "label"
 JUDGED = {  # id: who is right, and why
@@ -96,7 +96,7 @@ def pairs(path: Path) -> list[dict]:
         tasks.append(["math", row["gold"], row["pred"], settings(row)])
         first, second = ("pred", "gold") if row.get("symmetric") else ("gold", "pred")
         tasks.append(["math", row[first], row[second], settings(row)])
-    pool = Pool("pmd.verifier:compare", 1, prepare="pmd.verifier:prepare")
+    pool = Pool("pmd.problems.verifier:compare", 1, prepare="pmd.problems.verifier:prepare")
     found = pool.map(tasks)
     pool.close()
     made = []

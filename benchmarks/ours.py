@@ -1,4 +1,5 @@
-"""Our side of the benchmark: `pmd.trainer.train` with GRPO, so that both sides do the same arithmetic (see compare.py).
+"""Our side of the benchmark: `pmd.trainer.loop.train` with GRPO, so that both sides do the same arithmetic (see
+compare.py).
 
 Prints one line of JSON: seconds, tokens, the share of distinct ones and seconds by phase of every measured step. A step
 lasts from one call of the rollout engine to the next, so logging and our own measurements (KL, χ², λ) count; evaluation
@@ -17,9 +18,9 @@ from pathlib import Path
 
 from pmd import params
 from pmd.files import read_jsonl
-from pmd.rollout import Responses, TorchEngine
-from pmd.tasks import read_problems
-from pmd.trainer import train
+from pmd.problems.arithmetic import read_problems
+from pmd.sampling.torch_engine import Responses, TorchEngine
+from pmd.trainer.loop import train
 
 PHASES = ("rollout", "reward", "old", "update", "probe")
 

@@ -42,15 +42,15 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from pmd.attention import PACKED
-from pmd.decode import budget
 from pmd.files import ROOT, read_json, write_json, write_text
-from pmd.forward import checkpoint_activations, log_probs
-from pmd.objectives import OBJECTIVES, Hyper, Minibatch
-from pmd.packing import Packed, pack
+from pmd.model.attention import PACKED
+from pmd.model.forward import checkpoint_activations, log_probs
+from pmd.model.loading import check_device
+from pmd.model.packing import Packed, pack
 from pmd.params import require
-from pmd.policy import check_device
-from pmd.rollout import Engine, Sampling, TorchEngine
+from pmd.sampling.static_decoder import budget
+from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine
+from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def work(shape: Shape, seed: int) -> tuple[list[list[int]], list[list[list[int]]
 
 
 def update(model: PreTrainedModel, optimizer: torch.optim.Optimizer, passes: list[Packed], old: list) -> None:
-    """One optimizer step on all passes, as pmd/update.py does it."""
+    """One optimizer step on all passes, as pmd/trainer/update.py does it."""
     optimizer.zero_grad(set_to_none=True)
     whole = sum(len(p.lengths) for p in passes), sum(len(p.target) for p in passes)
     longest = max(int(p.lengths.max()) for p in passes)
@@ -261,7 +261,7 @@ def engine_of(name: str, model: PreTrainedModel, shape: Shape) -> Engine:
     """The engine, with room for the work, kept from call to call; ImportError in one line without vLLM."""
     if name == "torch":
         return TorchEngine(model, 0, kv_bytes=budget(model.device) if model.device.type == "cuda" else None)
-    from pmd.vllm_engine import VLLMEngine
+    from pmd.scale.vllm_engine import VLLMEngine
 
     return VLLMEngine(model, 0, max_model_len=shape.prompt + shape.sampled)
 

@@ -78,7 +78,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
 def fingerprint(*paths: str | Path, code: bool = True) -> str:
     """MD5 over the bytes of files (folders: every file in them) and, unless told otherwise, of pmd's own code."""
     digest = hashlib.md5()
-    for path in [*map(Path, paths), *(sorted((ROOT / "pmd").glob("*.py")) if code else [])]:
+    for path in [*map(Path, paths), *(sorted((ROOT / "pmd").rglob("*.py")) if code else [])]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 with file.open("rb") as opened:  # in pieces: weights may be larger than memory

@@ -35,14 +35,14 @@ def require(condition: bool, key: str, value: Any, allowed: str) -> None:
 
 def known_engines() -> list[str]:
     """The names of the engines a benchmark can sample with; imported late, as the objectives are."""
-    from pmd.benchmark import ENGINES
+    from pmd.evaluators.benchmark import ENGINES
 
     return sorted(ENGINES)
 
 
 def known_methods() -> list[str]:
     """The names of the objectives; imported late because torch takes seconds to load and nothing else here needs it."""
-    from pmd.objectives import OBJECTIVES
+    from pmd.trainer.objectives import OBJECTIVES
 
     return sorted(OBJECTIVES)
 

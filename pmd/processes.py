@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver
 
-LOADED = "pmd.trainer"
+LOADED = "pmd.trainer.loop"
 
 
 def forked(device: str) -> bool:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pmd import processes
-from pmd.policy import build_policy, save_policy
+from pmd.model.loading import build_policy, save_policy
+from pmd.problems.arithmetic import SYMBOLS
 from pmd.processes import prepare
-from pmd.tasks import SYMBOLS
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start

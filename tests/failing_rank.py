@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pmd import torchrun
+from pmd.scale import torchrun
 
 if __name__ == "__main__":
     torchrun.tether()

@@ -14,7 +14,7 @@ import time
 
 import psutil
 
-from pmd import verifier
+from pmd.problems import verifier
 
 ATOMS = [
     *"0123456789abcexyinπ∞٣½²+-*/^_=<>!|()[]{}$,.;:'\"&%#~\\ \n\t",

@@ -12,9 +12,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import create_block_mask
 
-from pmd.attention import attend, fused
-from pmd.forward import checkpoint_activations, log_probs
-from pmd.packing import TILE, pack, sparse_mask
+from pmd.model.attention import attend, fused
+from pmd.model.forward import checkpoint_activations, log_probs
+from pmd.model.packing import TILE, pack, sparse_mask
 
 LAYOUTS = {
     "two groups": ([[3, 4, 15], [5, 13, 6, 7, 15]], [[[3, 1], [7], [4, 4, 4, 1]], [[9, 8, 1], [1], [5, 6, 15, 7, 1]]]),

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pmd import benchmark, examples, params
+from pmd import params
+from pmd.evaluators import benchmark, examples
 from pmd.files import ROOT, read_json, write_jsonl
-from pmd.policy import save_policy
+from pmd.model.loading import save_policy
 
 REAL = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data")
 PROBLEMS = [{"id": f"p{i}", "prompt": f"{i}+1=", "ground_truth": str(i + 1), "rule": "exact"} for i in range(10)]

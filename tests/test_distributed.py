@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pmd import checkpoint, distributed, evaluate, trainer
 from pmd.files import ROOT, read_jsonl
+from pmd.model import checkpoint, distributed
+from pmd.model.loading import load_policy
 from pmd.params import Train
-from pmd.policy import load_policy
-from pmd.trainer import train
-from pmd.verifier import Verdict
+from pmd.problems.verifier import Verdict
+from pmd.sampling import scoring
+from pmd.trainer import loop
+from pmd.trainer.loop import train
 from tests.test_trainer import PROBLEMS, SETS, config
 
 WORKER = """
@@ -37,7 +39,7 @@ def low(rules, responses, golds, ended):
 
 def job(spec: dict) -> None:
     """What a rank does."""
-    evaluate.verify = low
+    scoring.verify = low
     torch.set_num_threads(1)
     train(Train(**spec["config"]), spec["base"], PROBLEMS, SETS, spec["out"], progress=False)
 
@@ -58,7 +60,7 @@ def two_ranks(base: Path, outs: dict[Path, dict]) -> None:
 @pytest.fixture
 def one_rank(tiny_dir, monkeypatch):
     """The same run in this process."""
-    monkeypatch.setattr(evaluate, "verify", low)
+    monkeypatch.setattr(scoring, "verify", low)
     return lambda out, changes: train(config(**changes), tiny_dir, PROBLEMS, SETS, out, progress=False)
 
 
@@ -131,17 +133,17 @@ def test_stale_rollouts_are_the_old_policys_and_wait_in_the_checkpoint(tmp_path,
     for name in ("log.jsonl", "eval.jsonl", "last/model.safetensors"):
         assert (tmp_path / "meanwhile" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     kept = tmp_path / "part"
-    stopped = trainer.learn
+    stopped = loop.learn
 
     def stop(config, step, *rest):
         if step == 4:
             raise KeyboardInterrupt
         return stopped(config, step, *rest)
 
-    monkeypatch.setattr(trainer, "learn", stop)
+    monkeypatch.setattr(loop, "learn", stop)
     with pytest.raises(KeyboardInterrupt):
         one_rank(kept, changes)
-    monkeypatch.setattr(trainer, "learn", stopped)
+    monkeypatch.setattr(loop, "learn", stopped)
     assert [path.name for path in checkpoint.latest(kept).glob("waiting-*")] == ["waiting-4.safetensors"]
     one_rank(kept, changes)
     for name in ("log.jsonl", "eval.jsonl", "last/model.safetensors"):

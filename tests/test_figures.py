@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pmd import figures, logs, stats
+from pmd.evaluators import intervals
 from pmd.files import ROOT
+from pmd.paper import figures, logs
 from tests.synthetic import METHODS, write_preset, write_run
 
 
@@ -51,7 +52,7 @@ def test_f5_plots_means_and_t_intervals_over_seeds_in_twelve_panels(data):
     accuracy = [np.mean(correct) / 32 for correct in rows[rows.method == "grpo"].correct]
     mine = plotted.query("panel == 'avg@32, ood' and method == 'grpo' and step == 3").iloc[0]
     assert mine.seeds == 3
-    assert (mine["mean"], mine.low, mine.high) == pytest.approx(stats.t_interval(accuracy))
+    assert (mine["mean"], mine.low, mine.high) == pytest.approx(intervals.t_interval(accuracy))
     entropy = data.steps.query("axis == 'main' and method == 'pmd-mean' and step == 2").entropy
     mine = plotted.query("panel == 'entropy [nats]' and method == 'pmd-mean' and step == 2").iloc[0]
     assert mine["mean"] == pytest.approx(entropy.mean())

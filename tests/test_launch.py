@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
-from pmd import launch, params
+from pmd import params
+from pmd.experiments import launch
+from pmd.experiments.launch import Job, run_all
 from pmd.files import fingerprint, read_json, write_json, write_jsonl
-from pmd.launch import Job, run_all
 from tests.test_trainer import COMMITTED, PROBLEMS, SMALL
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pmd import logs
+from pmd.paper import logs
 from tests.synthetic import write_preset, write_responses, write_run
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pmd import objectives
-from pmd.objectives import OBJECTIVES, Hyper, Minibatch, keep_groups
+from pmd.trainer import objectives
+from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, keep_groups
 
 REWARDS = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-2, 2, width=32))
 LENGTHS = [3, 1, 4, 2]

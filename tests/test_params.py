@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 
-from pmd import ablations, params, problem_sets, tuning
+from pmd import params
+from pmd.experiments import ablations, tuning
 from pmd.files import ROOT, write_jsonl
-from pmd.objectives import OBJECTIVES
+from pmd.foreign_sets import formats
+from pmd.trainer.objectives import OBJECTIVES
 
 COMMITTED = params.load()
 
@@ -23,7 +25,7 @@ def test_the_committed_parameters_are_valid():
     params.evaluate(COMMITTED["evaluate"])
     for namespace in ("sets", "hub_sets"):
         for name, entry in COMMITTED[namespace].items():
-            assert problem_sets.problem_set(name, entry).hub is None or namespace == "hub_sets"
+            assert formats.problem_set(name, entry).hub is None or namespace == "hub_sets"
     for name in COMMITTED["benchmark"]:
         assert params.benchmark(COMMITTED["benchmark"], name).name == name
     for method in COMMITTED["compare"]:

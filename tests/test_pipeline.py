@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pmd import params, tuning
+from pmd import params
+from pmd.experiments import tuning
 from pmd.files import ROOT
-from pmd.style import method_style
+from pmd.paper.style import method_style
 
 STAGES = {
     name: stage.get("do", stage)  # of a foreach stage the template
@@ -21,59 +22,104 @@ STAGES = {
 NOTEBOOKS = {"theory": "0-theory", "base": "1-base", "train": "2-train", "evaluate": "3-evaluate",
              "ablations": "4-ablations", "figures": "5-figures", "tables": "6-tables",
              "benchmark": "8-benchmark", "scale": "9-scale"}  # fmt: skip
-PLUMBING = {"files", "params", "processes", "notebook", "style"}
-"""Read by nearly all, without a say in their numbers: a change there should not retrain anything."""
+PLUMBING = {"__init__", "__main__", "files", "params", "processes", "notebook", "methods"}
+"""Files beside the rooms, read by nearly all, without a say in their numbers: a change there retrains nothing."""
 
-ENGINE = {"vllm_engine"}
-"""Read only by a run whose engine is vLLM, which those of the paper's own stages never is."""
+MAY_IMPORT = {
+    "theory": set(),
+    "problems": set(),
+    "model": set(),
+    "foreign_sets": {"problems"},
+    "sampling": {"problems", "model"},
+    "trainer": {"problems", "model", "sampling", "theory"},
+    "evaluators": {"problems", "model", "sampling"},
+    "scale": {"problems", "model", "sampling", "trainer"},
+    "experiments": {"problems", "model", "sampling", "trainer", "scale"},
+    "paper": {"theory", "sampling", "evaluators"},
+}
+"""Which rooms a room may import. Every one may import the plumbing."""
 
 
 def imported(source: str) -> set[str]:
-    """Modules of pmd that a source imports."""
+    """The files of pmd that a source imports, such as "trainer/loop.py"."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source.replace("%matplotlib", "#"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "pmd":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pmd."):
-            found.add(node.module.removeprefix("pmd."))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pmd":
+            for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                path = Path(*name.split(".")[1:]).with_suffix(".py") if "." in name else Path("none")
+                if (ROOT / "pmd" / path).is_file():
+                    found.add(str(path))
     return found
 
 
+def behind(todo: set[str]) -> set[str]:
+    """These files of pmd and all that they import, not looked for behind the plumbing."""
+    seen: set[str] = set()
+    while todo:
+        path = todo.pop()
+        if path not in seen and Path(path).stem not in PLUMBING:
+            seen.add(path)
+            todo |= imported((ROOT / "pmd" / path).read_text())
+    return seen
+
+
 def closure(name: str) -> set[str]:
-    """All modules of pmd that a notebook ends up reading, not looking for them behind the plumbing."""
+    """All files of pmd that a notebook ends up reading."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     return behind(imported("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
 
 
-def behind(todo: set[str]) -> set[str]:
-    """These modules of pmd and all that they import."""
-    seen: set[str] = set()
-    while todo:
-        module = todo.pop()
-        if module not in seen | PLUMBING:
-            seen.add(module)
-            todo |= imported((ROOT / "pmd" / f"{module}.py").read_text())
-    return seen
+def missed(stage: str, read: set[str]) -> set[str]:
+    """The files that a stage reads and does not depend on."""
+    deps = [Path(dep).relative_to("pmd") for dep in STAGES[stage]["deps"] if dep.startswith("pmd/")]
+    return {path for path in read if not any(Path(path).is_relative_to(dep) for dep in deps)}
 
 
 @pytest.mark.parametrize(("stage", "name"), NOTEBOOKS.items())
-def test_a_stage_depends_on_the_code_it_reads_and_no_other(stage, name):
-    deps = STAGES[stage]["deps"]
-    assert f"notebooks/{name}.ipynb" in deps
-    code = {Path(dep).stem for dep in deps if dep.startswith("pmd/")}
-    assert code - PLUMBING == closure(name) - (ENGINE if stage in ("train", "ablations") else set())
+def test_a_stage_depends_on_the_code_it_reads(stage, name):
+    assert f"notebooks/{name}.ipynb" in STAGES[stage]["deps"]
+    # the paper's own stages never sample with vLLM, which alone the trainer would read there
+    assert {Path(path).parts[0] for path in missed(stage, closure(name))} <= (
+        {"scale"} if stage in ("train", "ablations") else set()
+    )
 
 
 @pytest.mark.parametrize("stage", ["sets", "hub-sets"])
 def test_the_loaders_depend_on_their_code(stage):
-    code = {Path(dep).stem for dep in STAGES[stage]["deps"] if dep.startswith("pmd/")}
-    assert code == behind({"problem_sets"})
+    assert not missed(stage, behind({"foreign_sets/formats.py"}))
 
 
-def test_the_paper_does_not_depend_on_benchmarks_and_foreign_sets():
-    later = {"benchmark", "examples", "problem_sets"}
-    code = {name: {Path(dep).stem for dep in stage["deps"]} for name, stage in STAGES.items()}
-    assert {name for name in code if code[name] & later} == {"benchmark", "sets", "hub-sets"}
+def test_a_room_imports_only_rooms_below_it():
+    files = [path.relative_to(ROOT / "pmd") for path in (ROOT / "pmd").glob("*/*.py")]
+    assert {path.parts[0] for path in files} == set(MAY_IMPORT)
+    rooms = {
+        (path.parts[0], Path(other).parts[0], str(path))
+        for path in files
+        for other in imported((ROOT / "pmd" / path).read_text())
+        if len(Path(other).parts) > 1
+    }
+    assert not [(room, other, path) for room, other, path in sorted(rooms) if other not in {room, *MAY_IMPORT[room]}]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {str(path.relative_to(ROOT / "pmd")) for path in (ROOT / "pmd").rglob("*.py")}
+    above = {path: imported((ROOT / "pmd" / path).read_text()) - {path} for path in files}
+    while free := {path for path, others in above.items() if not others & set(above)}:
+        above = {path: others for path, others in above.items() if path not in free}
+    assert not above
+
+
+def test_no_file_is_too_long_and_code_dependencies_are_few():
+    lines = {str(path): len(path.read_text().splitlines()) for path in (ROOT / "pmd").rglob("*.py")}
+    assert not {path: count for path, count in lines.items() if count > 350}
+    assert sum(dep.startswith("pmd/") for stage in STAGES.values() for dep in stage["deps"]) <= 50
+
+
+def test_the_paper_depends_on_no_scale_and_no_foreign_sets_and_its_pictures_retrain_nothing():
+    code = {name: {dep for dep in stage["deps"] if dep.startswith("pmd/")} for name, stage in STAGES.items()}
+    assert {name for name in code if code[name] & {"pmd/scale", "pmd/evaluators"}} == {"benchmark", "scale"}
+    assert {name for name in code if "pmd/foreign_sets" in code[name]} == {"sets", "hub-sets"}
+    assert {name for name in code if "pmd/paper" in code[name]} == {"theory", "figures", "tables"}
     assert STAGES["benchmark"]["params"] == ["benchmark.${key}"]
 
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from pmd import forward, params, plan
-from pmd.attention import PACKED
+from pmd import params
 from pmd.files import ROOT
-from pmd.packing import pack
-from pmd.plan import GIB, Pass
+from pmd.model import forward
+from pmd.model.attention import PACKED
+from pmd.model.packing import pack
+from pmd.scale import plan
+from pmd.scale.plan import GIB, Pass
 
 VALUES = params.load()
 
@@ -209,9 +211,11 @@ def test_what_autograd_keeps_is_what_the_plan_counts(config, precision):
 MEASURE = """
 import json, os, re, sys, torch
 from transformers import AutoModelForCausalLM, Qwen2Config
-from pmd import forward, params, plan
-from pmd.attention import PACKED
-from pmd.packing import pack
+from pmd.model import forward
+from pmd.scale import plan
+from pmd import params
+from pmd.model.attention import PACKED
+from pmd.model.packing import pack
 
 for again, width, layers, vocabulary in json.loads(sys.argv[1]):
     if os.fork() == 0:

@@ -13,14 +13,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pmd import ablations, params, plan, problem_sets, tasks, trainer
-from pmd.attention import PACKED
-from pmd.evaluate import evaluate
+from pmd import params
+from pmd.experiments import ablations
+from pmd.experiments.base_model import train_base
 from pmd.files import ROOT
-from pmd.plan import GIB
-from pmd.policy import _check_architecture, load_policy
-from pmd.sft import train_base
-from pmd.tasks import read_problems
+from pmd.foreign_sets import formats
+from pmd.model.attention import PACKED
+from pmd.model.loading import _check_architecture, load_policy
+from pmd.problems import arithmetic
+from pmd.problems.arithmetic import read_problems
+from pmd.sampling.scoring import evaluate
+from pmd.scale import plan
+from pmd.scale.plan import GIB
+from pmd.trainer import loop
 
 SCALED = {  # preset: (parameters as published with the safetensors, GPUs, GiB of one)
     "gsm8k-1.5b": (1_543_714_304, 1, 48),
@@ -64,7 +69,7 @@ def test_names_of_the_hub_are_pinned_and_files_are_made_by_entries(preset):
     found = values(preset)
     entry, _ = params.scale(found, preset.replace(".", "_"))
     assert re.fullmatch(r"Qwen/[\w.-]+@[0-9a-f]{40}", entry.model)
-    made = {f"runs/sets/{problem_sets.problem_set(name, own).name}.jsonl" for name, own in found["hub_sets"].items()}
+    made = {f"runs/sets/{formats.problem_set(name, own).name}.jsonl" for name, own in found["hub_sets"].items()}
     assert {entry.problems, *entry.sets.values()} == made
 
 
@@ -78,7 +83,7 @@ def test_the_papers_settings(preset):
     assert (train.method, train.filter_low, train.filter_high, train.importance_cap) == ("pmd-mean", None, None, None)
     assert 0.01 <= train.tau <= 0.1
     assert train.staleness == 0
-    rules = {problem_sets.problem_set(name, own).rule for name, own in found["hub_sets"].items()}
+    rules = {formats.problem_set(name, own).rule for name, own in found["hub_sets"].items()}
     assert rules == {"dapo"}  # its rewards are ±1, so tau is the paper's own
 
 
@@ -102,7 +107,7 @@ def test_the_gpu_preset_is_the_whole_pipeline_on_a_harder_task():
     config, _, _, ranks = plan.entry("gpu")
     assert ranks == 1
     assert 10_000_000 < plan.shape(config).total < 100_000_000
-    hard = tasks.task(found["tasks"], "hard")
+    hard = arithmetic.task(found["tasks"], "hard")
     assert (hard.digits, hard.quota["ood"]) == (3, {6: 50, 7: 50})
     longest = max(hard.ood)
     worked = sum(4 * (longest - step) for step in range(1, longest))  # `123+456` and `=`: four characters a term
@@ -121,7 +126,7 @@ def hard(tmp_path_factory):
     """The gpu preset's task with a few problems."""
     spec = values("gpu")["tasks"]["hard"] | {"val": 8, "test": 8, "rl": 40, "sft": 400}
     out = tmp_path_factory.mktemp("tasks") / "hard"
-    tasks.generate(out, tasks.task({"hard": spec}, "hard"))
+    arithmetic.generate(out, arithmetic.task({"hard": spec}, "hard"))
     return out
 
 
@@ -136,7 +141,7 @@ def test_the_harder_pipeline_runs_tiny_on_a_cpu(hard, tmp_path):
     config = params.train(found["train"], found["methods"], "pmd-mean", 1, **small)
     sets = {"val": read_problems(hard / "val.jsonl", 2)}
     problems = read_problems(hard / "rl.jsonl")
-    trainer.train(config, tmp_path / "base", problems, sets, tmp_path / "run", progress=False)
+    loop.train(config, tmp_path / "base", problems, sets, tmp_path / "run", progress=False)
     model, _ = load_policy(tmp_path / "run" / "last")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     how = params.evaluate(found["evaluate"] | {"device": "cpu", "k": 2, "max_tokens": 16})

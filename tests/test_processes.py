@@ -25,7 +25,7 @@ def light(monkeypatch):
 
 
 def loaded():
-    return [name in sys.modules for name in ("torch", "transformers", "pmd.trainer", "pmd.theory_figures")]
+    return [name in sys.modules for name in ("torch", "transformers", "pmd.trainer.loop", "pmd.paper.theory_figures")]
 
 
 def fail():

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from pmd import tasks
 from pmd.files import ROOT
+from pmd.problems import arithmetic
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -21,7 +21,7 @@ def test_the_loss_alone():
 
 
 def test_training_on_ones_own_task(tiny_dir, tmp_path):
-    tasks.generate(tmp_path / "data")
+    arithmetic.generate(tmp_path / "data")
     block = BLOCKS[0].replace('ROOT / "runs" / "default" / "base"', repr(tiny_dir).replace("PosixPath", "Path"))
     block = block.replace('ROOT / "data"', f'Path("{tmp_path}") / "data"').replace("runs/mine", f"{tmp_path}/mine")
     block = block.replace("steps=20", "steps=1, eval_k=1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmd.seeds import derive, prompt_order
+from pmd.sampling.seeds import derive, prompt_order
 
 
 def test_seeds_are_pinned_and_differ_in_every_argument():

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from pmd.files import ROOT, read_json
-from pmd.forward import log_probs
-from pmd.packing import pack
+from pmd.model.forward import log_probs
+from pmd.model.packing import pack
 
 SCRIPT = ROOT / "benchmarks" / "speed.py"
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from pmd import style
+from pmd.paper import style
 
 METHODS = ["pmd-mean", "pmd-part", "grpo", "gspo", "rloo", "dr-grpo", "cispo", "kimi", "grpo-unclipped"]
 LABELS = [

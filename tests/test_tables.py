@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pmd import claims, logs, report, stats, tables, theory, typeset
+from pmd.evaluators import intervals
+from pmd.evaluators.intervals import Interval
 from pmd.files import ROOT, write_text
-from pmd.logs import Logs
-from pmd.stats import Interval
+from pmd.paper import claims, logs, report, tables, typeset
+from pmd.paper.logs import Logs
+from pmd.theory import population
 from tests.synthetic import METHODS, write_preset
 
 REPORTED = pd.read_csv(ROOT / "results/reference/reported_30b_curves.csv")
@@ -90,7 +92,7 @@ def test_t1_has_every_method_checkpoint_and_set_and_the_papers_numbers(toy):
     rows = table.frame.set_index(["method", "checkpoint", "set"])
     mine = frame[(frame.method == "grpo") & (frame.checkpoint == "best") & (frame.set == "overall")]
     assert rows.loc[("GRPO", "best", "overall"), "avg@32"].estimate == pytest.approx(100 * mine.avg.mean())
-    passed = [np.mean(stats.pass_at_k(c, 32, 8)) for c in mine.correct]
+    passed = [np.mean(intervals.pass_at_k(c, 32, 8)) for c in mine.correct]
     assert rows.loc[("GRPO", "best", "overall"), "pass@8"].estimate == pytest.approx(100 * np.mean(passed))
     assert rows.loc[("base model", "last", "test"), "avg@32"].estimate > 0
     best = rows.loc[("PMD-mean", "best", "overall")]
@@ -132,7 +134,7 @@ def test_t2_means_are_geometric_and_their_intervals_positive():
     reach = 12.706204736 * np.log(costs[1] / costs[0]) / 2  # t with one degree of freedom times std/√2
     middle = np.sqrt(costs.prod())
     assert pmd["seconds"] == pytest.approx((middle, middle * np.exp(-reach), middle * np.exp(reach)))
-    assert pmd["seconds"].low > 0 > stats.t_interval(costs).low
+    assert pmd["seconds"].low > 0 > intervals.t_interval(costs).low
     assert grpo["seconds"] == pytest.approx((19, 19, 19))
 
 
@@ -153,7 +155,7 @@ def test_t2_counts_runs_that_never_reach_the_target():
     pmd, grpo = tables.time_efficiency(late).frame.to_dict("records")
     assert grpo["reached"] == 1
     cost = 10 * 0.95  # target 0.7125; GRPO's seed 0 never gets there and counts with all its 20 s
-    expected = stats.ratio_interval([cost] * 2, [20, 10 + 10 * (0.7125 - 0.5) / 0.5])
+    expected = intervals.ratio_interval([cost] * 2, [20, 10 + 10 * (0.7125 - 0.5) / 0.5])
     assert pmd["seconds, ratio to GRPO"] == pytest.approx(expected)
 
 
@@ -253,7 +255,7 @@ def test_t4_compares_part_and_mean_at_the_smallest_tau_and_the_smallest_n_above_
     assert [row["scope"] for row in rows[:3]] == ["K = 8", "τ = 0.01", "n = 4"]
     assert [row["verdict"] for row in rows[:3]] == [claims.INCONCLUSIVE, claims.SUPPORTED, claims.SUPPORTED]
     assert rows[3]["scope"] == "all runs: PMD-part 12 of 15, PMD-mean 0 of 15"
-    assert rows[3]["effect"] == pytest.approx([100 * v for v in stats.share_difference(12, 15, 0, 15)])
+    assert rows[3]["effect"] == pytest.approx([100 * v for v in intervals.share_difference(12, 15, 0, 15)])
     assert rows[3]["verdict"] == claims.SUPPORTED
 
 
@@ -297,8 +299,8 @@ def test_t4_quotes_the_proofs_with_their_residuals():
 
 
 def test_t4_reads_the_theorys_own_table():
-    rows = rows_of(t4(experiment({"pmd-mean": FAST, "grpo": SLOW}), theory.claims()), claim="(f)")
-    assert len(rows) == len(theory.claims())
+    rows = rows_of(t4(experiment({"pmd-mean": FAST, "grpo": SLOW}), population.claims()), claim="(f)")
+    assert len(rows) == len(population.claims())
     assert all(row["verdict"].startswith("proved and checked to residual") for row in rows)
 
 
@@ -386,7 +388,7 @@ def test_every_table_is_plain_ascii_in_latex_and_rectangular_in_markdown(toy):
             tables.main_results(frame, REPORTED, rng()),
             tables.time_efficiency(data),
             tables.hyperparameters({"evaluate": {"sets": ["test", "ood"]}}, data.runs),
-            claims.table(data, frame, rng(), theory.claims()),
+            claims.table(data, frame, rng(), population.claims()),
             tables.compute(logs.stages(toy)),
         ]
     for table in made:

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmd import update
-from pmd.forward import log_probs
-from pmd.minibatches import Rollouts, cut, deal, from_tensors, passes, split, to_tensors
-from pmd.objectives import OBJECTIVES
-from pmd.policy import load_policy
+from pmd.model.forward import log_probs
+from pmd.model.loading import load_policy
+from pmd.trainer import update
+from pmd.trainer.objectives import OBJECTIVES
+from pmd.trainer.passes import Rollouts, cut, deal, from_tensors, passes, split, to_tensors
 from tests.test_trainer import config
 
 

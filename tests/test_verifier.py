@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pmd import verifier
 from pmd.files import ROOT
-from pmd.pool import Pool
-from pmd.verifier import RULES, Verdict, equivalent, verify
+from pmd.problems import verifier
+from pmd.problems.limited_pool import Pool
+from pmd.problems.verifier import RULES, Verdict, equivalent, verify
 from tests import fuzz_verifier
 
 DATA = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data") / "grader"
@@ -186,7 +186,7 @@ def test_verdicts_do_not_depend_on_workers_or_order(monkeypatch):
     rules = [rng.choice(["math", "dapo"]) for _ in texts[:-2]] + ["math"] * 2
     seen = []
     for workers, order in ((1, 1), (3, -1)):
-        pool = Pool("pmd.verifier:compare", workers, prepare="pmd.verifier:prepare")
+        pool = Pool("pmd.problems.verifier:compare", workers, prepare="pmd.problems.verifier:prepare")
         monkeypatch.setattr(verifier, "_pool", lambda pool=pool: pool)
         seen.append(verify(rules[::order], texts[::order], golds[::order], [True] * len(texts))[::order])
         pool.close()
@@ -210,7 +210,7 @@ def test_repeated_cases_are_decided_once(monkeypatch):
 
 def test_a_killed_answer_is_wrong_marked_and_logged_in_one_line(caplog):
     tower = r"\boxed{9^{9^{9^9}}}"
-    with caplog.at_level(logging.WARNING, "pmd.verifier"):
+    with caplog.at_level(logging.WARNING, "pmd.problems.verifier"):
         found = verify(["math", "math"], [tower, r"\boxed{2/4}"], ["0.5", "0.5"], [True, True])
     assert found == [Verdict("9^{9^{9^9}}", False, 0.0, True), Verdict("2/4", True, 1.0, False)]
     assert equivalent("math", [("x", "9^{9^{9^9}}")]) == [False]
@@ -268,7 +268,8 @@ def test_works_from_a_thread():
 
 def test_the_parent_loads_neither_torch_nor_sympy():
     code = (
-        "import sys; from pmd.verifier import equivalent; assert equivalent('math', [('0.5', '2/4')]) == [True]; "
+        "import sys; from pmd.problems.verifier import equivalent; "
+        "assert equivalent('math', [('0.5', '2/4')]) == [True]; "
         "print(sorted({'torch', 'sympy', 'math_verify', 'numpy', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -313,7 +314,7 @@ def test_8192_real_responses_in_15_seconds_of_an_idle_two_core_machine():
     """500 real responses, each 16 or 17 times, from a cold start. CPU, not wall time: other load must not decide."""
     rows = outputs()
     responses, golds = ([rows[i % 500][key] for i in range(8192)] for key in ("response", "gold"))
-    pool = Pool("pmd.verifier:compare", 2, prepare="pmd.verifier:prepare")
+    pool = Pool("pmd.problems.verifier:compare", 2, prepare="pmd.problems.verifier:prepare")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verifier, "_pool", lambda: pool)
         before = os.times()

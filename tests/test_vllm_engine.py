@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 
-from pmd import benchmark, params, vllm_engine
-from pmd.forward import log_probs
-from pmd.packing import pack
-from pmd.rollout import Sampling
-from pmd.vllm_engine import VLLMEngine, compare, copies
+from pmd import params
+from pmd.evaluators import benchmark
+from pmd.model.forward import log_probs
+from pmd.model.packing import pack
+from pmd.sampling.torch_engine import Sampling
+from pmd.scale import vllm_engine
+from pmd.scale.vllm_engine import VLLMEngine, compare, copies
 
 
 def imported():

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pmd import distributed
 from pmd.files import write_json
-from pmd.policy import build_policy
-from pmd.rollout import Sampling
-from pmd.tasks import SYMBOLS
-from pmd.vllm_engine import VLLMEngine
+from pmd.model import distributed
+from pmd.model.loading import build_policy
+from pmd.problems.arithmetic import SYMBOLS
+from pmd.sampling.torch_engine import Sampling
+from pmd.scale.vllm_engine import VLLMEngine
 
 SMALL = {"kv_cache_memory_bytes": 64 << 20}
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]

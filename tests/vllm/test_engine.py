@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from pmd import params, vllm_engine
+from pmd import params
+from pmd.evaluators.intervals import t_interval
 from pmd.files import read_jsonl
-from pmd.forward import log_probs
-from pmd.packing import pack
-from pmd.policy import load_policy, save_policy
-from pmd.rollout import Sampling, TorchEngine
-from pmd.stats import t_interval
-from pmd.trainer import train
-from pmd.verifier import Verdict
-from pmd.vllm_engine import TOLERANCE, VLLMEngine, compare
+from pmd.model.forward import log_probs
+from pmd.model.loading import load_policy, save_policy
+from pmd.model.packing import pack
+from pmd.problems.verifier import Verdict
+from pmd.sampling.torch_engine import Sampling, TorchEngine
+from pmd.scale import vllm_engine
+from pmd.scale.vllm_engine import TOLERANCE, VLLMEngine, compare
+from pmd.trainer.loop import train
 from tests.vllm.ranks import EOS, PROMPTS, SMALL, build
 
 pytestmark = pytest.mark.skipif(
@@ -262,7 +263,7 @@ def seven(monkeypatch):
     def verify(rules, responses, golds, ended):
         return [Verdict(text, text[:1] == "7", float(text[:1] == "7"), False) for text in responses]
 
-    monkeypatch.setattr("pmd.evaluate.verify", verify)
+    monkeypatch.setattr("pmd.sampling.scoring.verify", verify)
 
 
 def run(base, out, engine, seed: int = 1, **changes):
@@ -323,7 +324,7 @@ def test_an_engine_that_dies_ends_the_run_in_one_line_and_the_run_goes_on(tiny_d
 
 @pytest.mark.usefixtures("others")
 def test_a_benchmark_runs_with_it(tiny, tmp_path, monkeypatch):
-    from pmd import benchmark
+    from pmd.evaluators import benchmark
 
     save_policy(*tiny, tmp_path / "model")
     values = {"model": str(tmp_path / "model"), "against": str(tmp_path / "model"), "problems": "x", "limit": None,

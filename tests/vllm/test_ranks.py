@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pmd.files import ROOT, read_json
-from pmd.vllm_engine import VLLMEngine
+from pmd.scale.vllm_engine import VLLMEngine
 from tests.vllm.ranks import EOS, GROUP, PROMPTS, SAMPLING, SEED, SMALL, build, grow
 
 pytestmark = pytest.mark.skipif(

@@ -1,0 +1,277 @@
+"""Any model on any problem set: samples that survive an interruption, metrics with intervals, a page of examples.
+
+`python -m pmd.evaluators.benchmark score RESPONSES.jsonl PROBLEMS.jsonl OUT/` scores what another program sampled: one
+JSON object a line with `prompt_id` and `response`, optionally `truncated` (false if left out) and `tokens`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from pmd.evaluators.examples import page
+from pmd.evaluators.intervals import pass_at_k, problem_interval, resampled_best_at_k
+from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
+from pmd.model.loading import load_policy
+from pmd.params import Benchmark
+from pmd.problems.arithmetic import read_problems
+from pmd.problems.prompts import fit
+from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise, verdicts
+from pmd.sampling.seeds import derive
+from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine, context
+from pmd.scale.vllm_engine import VLLMEngine
+
+BLOCK = 512
+"""Responses sampled between two writes to disk: what an interruption can lose."""
+
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+SAMPLING_CODE = ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py", "pmd/scale/vllm_engine.py")
+
+
+def torch_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
+    """The engine and the tokenizer of a model folder."""
+    model, tokenizer = load_policy(model_dir, config.device, config.dtype)
+    return TorchEngine(model, tokenizer.eos_token_id), tokenizer
+
+
+def vllm_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
+    """The same by vLLM, which is imported only here."""
+    model, tokenizer = load_policy(model_dir, config.device, config.dtype)
+    return VLLMEngine(model, tokenizer.eos_token_id), tokenizer
+
+
+ENGINES = {"torch": torch_engine, "vllm": vllm_engine}
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+def run(config: Benchmark, samples_dir: Path, results: Path, work: Path) -> dict:
+    """Sample, score and describe one entry; returns what results/metrics.json holds.
+
+    Writes samples_dir/model.parquet (and against.parquet), results/metrics.json and results/examples.md; blocks of
+    finished prompts stay below `work`, shared by all entries, and are not sampled again. ValueError or
+    FileNotFoundError in one line, before any work, if a model folder or the problem file is missing or malformed.
+    """
+    problems = read_problems(ROOT / config.problems, config.limit)
+    models = {"model": config.model} | ({"against": config.against} if config.against != config.model else {})
+    for role, model in models.items():
+        if not (ROOT / model / "config.json").is_file():
+            raise ValueError(f"benchmark.{config.name}.{role}: {model} is not a model folder (it has no config.json)")
+    scores, metrics = {}, {"problems": config.problems}
+    for role, model in models.items():
+        samples, kept = sample(config, ROOT / model, problems, work)
+        scores[role] = per_problem(samples, kept)
+        atomic(samples_dir / f"{role}.parquet", lambda file, frame=samples: frame.to_parquet(file, index=False))
+        metrics[role] = {"path": model, "too_long": len(problems) - len(kept)} | measure(samples, scores[role])
+        if role == "model":
+            write_text(results / "examples.md", page(samples, kept, f"{config.name}: {model}"))
+    if "against" in scores:
+        metrics["difference"] = compare(scores["model"], scores["against"])
+    write_json(results / "metrics.json", metrics)
+    return metrics
+
+
+def sample(config: Benchmark, model_dir: Path, problems: list[dict], work: Path) -> tuple[pd.DataFrame, list[dict]]:
+    """k scored responses of a model to the problems that fit, and those problems.
+
+    Prompts are sampled in blocks, each from a seed of its own and kept on disk below `work` under a hash of all that
+    decides its text, so neither an interruption nor a larger `limit` changes or repeats what is there. The verdicts
+    are made anew from the text: a block outlives a change of the verifier.
+    """
+    engine, tokenizer = ENGINES[config.engine](config, model_dir)
+    most = context(engine.model.config)
+    try:
+        problems, _ = fit(tokenizer, problems, config.max_prompt_tokens, most and most - config.max_tokens)
+    except ValueError as error:
+        raise ValueError(f"benchmark.{config.name}.max_prompt_tokens: {error}") from None
+    sampling, mark, size = _sampling(config), _model_hash(model_dir), max(1, BLOCK // config.k)
+    frames, tokens, start = [], 0, time.perf_counter()
+    with tqdm(total=len(problems), desc=f"{config.name}: {model_dir.name}", unit="prompt", mininterval=1) as bar:
+        for block in (problems[i : i + size] for i in range(0, len(problems), size)):
+            seed = derive(config.seed, 0, f"benchmark/{block[0]['id']}")
+            path = work / f"{_block_hash(config, mark, seed, block)}.parquet"
+            if not path.exists():
+                frame = respond(engine, tokenizer, block, config.k, sampling, seed)
+                tokens += int(frame["tokens"].sum())
+                atomic(path, lambda file, frame=frame: frame.to_parquet(file, index=False))
+            frames.append(pd.read_parquet(path))
+            right = sum(int(frame["correct"].sum()) for frame in frames) / sum(map(len, frames))
+            bar.update(len(block))
+            speed = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"accuracy {right:.3f}, {speed:,.0f} tokens/s", refresh=False)
+    return rescore(pd.concat(frames, ignore_index=True), problems), problems
+
+
+def _sampling(config: Benchmark) -> Sampling:
+    return Sampling(config.max_tokens, config.temperature, config.top_p)
+
+
+def _model_hash(model_dir: Path) -> str:
+    """MD5 over the names and bytes of a model folder's files."""
+    digest = hashlib.md5()
+    for path in sorted(path for pattern in MODEL_FILES for path in model_dir.glob(pattern)):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "md5").digest())
+    return digest.hexdigest()
+
+
+def _block_hash(config: Benchmark, model: str, seed: int, block: list[dict]) -> str:
+    """MD5 of all that a block's text depends on: weights, code, engine, sampling, seed and prompts."""
+    code = fingerprint(*(ROOT / path for path in SAMPLING_CODE), code=False)
+    how = [config.engine, config.device, config.dtype, config.k, asdict(_sampling(config))]
+    what = [(problem["id"], problem["prompt"]) for problem in block]
+    return hashlib.md5(json.dumps([model, code, how, seed, what]).encode()).hexdigest()
+
+
+# --- from samples to numbers, without a model ----------------------------------------------------------------------
+
+
+def rescore(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
+    """The same samples with fresh verdicts, problems in the given order.
+
+    samples: at least prompt_id, sample, response and truncated. ValueError if an id is unknown, or if a problem has no
+    samples or not as many as the first: a mean over whichever were answered is not the set's.
+    """
+    order = {problem["id"]: i for i, problem in enumerate(problems)}
+    unknown = samples.loc[~samples["prompt_id"].isin(order), "prompt_id"]
+    if len(unknown):
+        raise ValueError(f"prompt_id {unknown.iloc[0]!r}: not an id of the problem set, as {next(iter(order))!r} is")
+    counts = samples["prompt_id"].value_counts()
+    for name in order:
+        if counts.get(name, 0) != counts.get(next(iter(order)), 0) or name not in counts:
+            expected = counts.get(next(iter(order)), 0) or "at least 1"
+            raise ValueError(f"prompt_id {name!r}: has {counts.get(name, 0)} responses, must have {expected}")
+    samples = samples.assign(place=samples["prompt_id"].map(order)).sort_values(["place", "sample"], kind="stable")
+    samples = samples.drop(columns=["place", *VERDICT], errors="ignore").reset_index(drop=True)
+    judged = pd.DataFrame(verdicts(samples.to_dict("records"), problems), columns=VERDICT)
+    return pd.concat([samples, judged], axis=1)[COLUMNS]
+
+
+def per_problem(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
+    """Scores of each problem (index: its id), a column a metric; every metric is the mean of its column.
+
+    avg@k, unbiased pass@j for j = 2, 4, … and k, "resampled best@k" (drawn with replacement, as the reference code has
+    it), maj@k over answers that the verifier calls equal, truncated, and length in tokens if it is known.
+    """
+    summary = summarise(samples, problems)
+    k, correct = summary["k"], np.array(summary["correct"])
+    columns = {f"avg@{k}": correct / k}
+    columns |= {f"pass@{j}": pass_at_k(correct, k, j) for j in sorted({2**i for i in range(1, k.bit_length())} | {k})}
+    columns[f"resampled best@{k}"] = resampled_best_at_k(correct, k, k)
+    columns[f"maj@{k}"] = np.array(summary["majority"], dtype=float)
+    columns["truncated"] = samples.groupby("prompt_id")["truncated"].mean()[[p["id"] for p in problems]].to_numpy()
+    if samples["tokens"].notna().all():
+        columns["length"] = np.array(summary["length"])
+    return pd.DataFrame(columns, index=[problem["id"] for problem in problems])
+
+
+def measure(samples: pd.DataFrame, scores: pd.DataFrame) -> dict:
+    """How many problems and responses, how many verifications were killed, and each metric with its 95 % interval."""
+    counts = {"problems": len(scores), "responses": len(samples), "killed": int(samples["killed"].sum())}
+    return counts | {"metrics": _intervals(scores, 0.0)}
+
+
+def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict:
+    """a − b, problem by problem, with 95 % intervals; a, b: `per_problem` of two policies on the same set.
+
+    Only problems that both have are compared. ValueError if there is none, or if the metrics differ (another k).
+    """
+    common = a.index.intersection(b.index, sort=False)
+    if len(common) == 0 or set(a.columns) ^ set(b.columns):
+        raise ValueError(
+            f"no paired comparison: {len(common)} common problems; metrics {', '.join(a)} and {', '.join(b)}"
+        )
+    return {"problems": len(common), "metrics": _intervals(a.loc[common] - b.loc[common, a.columns], -1.0)}
+
+
+def _intervals(scores: pd.DataFrame, least: float) -> dict:
+    """{metric: {estimate, low, high}}, clustered by problem; `least`: the lowest score there can be, 1 the highest."""
+    found = {}
+    for name, column in scores.items():
+        bounds = (-np.inf, np.inf) if name == "length" else (least, 1.0)
+        generator = np.random.default_rng(derive(0, 0, f"interval/{name}"))
+        interval = problem_interval(column.to_numpy(), bounds, generator)
+        found[name] = {end: round(value, 6) for end, value in interval._asdict().items()}
+    return found
+
+
+# --- responses sampled elsewhere -----------------------------------------------------------------------------------
+
+
+def read_responses(path: str | Path) -> pd.DataFrame:
+    """A JSONL file of responses as sample rows without verdicts; ValueError naming file, row and column."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of responses")
+    rows, seen = [], {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        for column, kind in (("prompt_id", str), ("response", str), ("truncated", bool), ("tokens", int)):
+            value = row.get(column, {"truncated": False, "tokens": 0}.get(column))
+            if type(value) is not kind:
+                raise ValueError(f"{path}:{number}: column {column!r} must be a {kind.__name__}, got {value!r}")
+        seen[row["prompt_id"]] = seen.get(row["prompt_id"], -1) + 1
+        text = row["response"].encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, parquet may not
+        rows.append(
+            {
+                "prompt_id": row["prompt_id"],
+                "sample": seen[row["prompt_id"]],
+                "response": text,
+                "tokens": row.get("tokens"),
+                "truncated": row.get("truncated", False),
+                "seed": None,
+            }
+        )
+    if not rows:
+        raise ValueError(f"{path}: no responses in it")
+    return pd.DataFrame(rows).astype({"tokens": float, "seed": float})  # null is NaN
+
+
+def score_file(responses: str | Path, problems: str | Path, out: str | Path) -> dict:
+    """Score a file of responses: writes out/samples.parquet, metrics.json and examples.md; returns the metrics."""
+    asked = read_problems(problems)
+    samples = read_responses(responses)
+    samples["prompt"] = samples["prompt_id"].map({problem["id"]: problem["prompt"] for problem in asked})
+    try:
+        samples = rescore(samples, asked)
+    except ValueError as error:
+        raise ValueError(f"{responses}: {error}") from None
+    metrics = measure(samples, per_problem(samples, asked))
+    atomic(Path(out) / "samples.parquet", lambda file: samples.to_parquet(file, index=False))
+    write_text(Path(out) / "examples.md", page(samples, asked, str(responses)))
+    write_json(Path(out) / "metrics.json", metrics)
+    return metrics
+
+
+def table(metrics: dict) -> pd.DataFrame:
+    """The metrics of a policy, or differences, one row a metric: estimate, low, high."""
+    return pd.DataFrame(metrics["metrics"]).T
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score responses that another program sampled."""
+    parser = argparse.ArgumentParser(prog="python -m pmd.evaluators.benchmark", description=main.__doc__)
+    command = parser.add_subparsers(dest="command", required=True).add_parser("score", help=main.__doc__)
+    command.add_argument("responses", type=Path, help="JSONL with prompt_id and response")
+    command.add_argument("problems", type=Path, help="JSONL problem set")
+    command.add_argument("out", type=Path, help="folder for samples.parquet, metrics.json and examples.md")
+    options = parser.parse_args(arguments)
+    try:
+        metrics = score_file(options.responses, options.problems, options.out)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print(table(metrics).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A page of answers to read: numbers say how often a policy is right, only its answers say why."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+LONGEST = 3000
+"""Characters shown of a text; of a longer one the middle is left out."""
+
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters and those that turn the direction of what follows."""
+
+
+def page(samples: pd.DataFrame, problems: list[dict], title: str) -> str:
+    """Markdown with the first solved, failed and truncated response, or a line that there is none.
+
+    samples: rows of `pmd.sampling.scoring.COLUMNS`; failed: wrong although it ended by itself. Texts stand in code
+    fences that they cannot close.
+    """
+    known = {problem["id"]: problem for problem in problems}
+    kinds = {
+        "solved": samples["correct"],
+        "failed": ~samples["correct"] & ~samples["truncated"],
+        "truncated": samples["truncated"],
+    }
+    parts = [f"# {title}"]
+    for kind, chosen in kinds.items():
+        parts.append(f"## A {kind} one: {int(chosen.sum()):,} of {len(samples):,} responses")
+        for row in samples[chosen].head(1).to_dict("records"):
+            problem = known[row["prompt_id"]]
+            tokens = "" if pd.isna(row["tokens"]) else f", {int(row['tokens']):,} tokens"
+            parts += [f"Problem `{row['prompt_id']}`, response {row['sample']}{tokens}. The prompt:"]
+            parts += [fenced(problem["prompt"]), "The response:", fenced(row["response"])]
+            answer = row["answer"] if isinstance(row["answer"], str) else "(none)"
+            parts += ["The extracted answer, then the right one:", fenced(f"{answer}\n{problem['ground_truth']}")]
+    return "\n\n".join(parts) + "\n"
+
+
+def fenced(text: str) -> str:
+    """A Markdown code block that shows `text` and nothing else, whatever it holds; a long one without its middle."""
+    if len(text) > LONGEST:
+        left = len(text) - LONGEST
+        text = f"{text[: LONGEST // 2]}\n[… {left:,} characters left out …]\n{text[-(LONGEST // 2) :]}"
+    text = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"

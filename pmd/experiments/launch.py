@@ -1,0 +1,108 @@
+"""Many runs side by side: one process a run, as many as the machine has cores for.
+
+Runs work in a folder of their own and are moved to their place only when all are done, so that an interrupted stage
+goes on where it stopped; work left by other code, data or base model is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pmd.files import fingerprint, read_json, workers
+from pmd.params import Train, identity
+from pmd.problems.arithmetic import read_problems
+from pmd.processes import processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its configuration, where it goes below the stage's folder, and tags for its run.json."""
+
+    config: Train
+    name: str
+    tags: dict[str, Any] = field(default_factory=dict)
+
+
+def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path) -> list[dict]:
+    """Train every job from `base` on data/rl.jsonl, evaluating on data/<set>.jsonl; fill `out` when all are done.
+
+    Returns the runs' results in the order of `jobs`. The first failure stops the stage; what is done is kept for the
+    next try.
+    """
+    for name in ("rl", *sets):
+        read_problems(data / f"{name}.jsonl", 1)
+    work = out.with_name(f"{out.name}-work")
+    mark = fingerprint(base / "model.safetensors", data)
+    jobs = [Job(job.config, job.name, {**job.tags, "fingerprint": mark}) for job in jobs]
+    for job in jobs:
+        _drop_foreign(work / job.name, job)
+    first = jobs[0].config
+    with processes(min(len(jobs), workers(first.threads, first.device)), first.device) as pool:
+        futures = [pool.submit(_run, job, base, data, sets, work / job.name) for job in jobs]
+        _follow(futures, jobs, work)
+        results = [future.result() for future in futures]
+    shutil.rmtree(out, ignore_errors=True)
+    for checkpoint in work.rglob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    work.rename(out)
+    return results
+
+
+def _run(job: Job, base: Path, data: Path, sets: list[str], out: Path) -> dict:
+    from pmd.trainer.loop import train  # only here: the parent needs no torch, which takes seconds to load
+
+    problems = read_problems(data / "rl.jsonl")
+    evaluation = {name: read_problems(data / f"{name}.jsonl", job.config.eval_prompts) for name in sets}
+    return train(job.config, base, problems, evaluation, out, progress=False, tags=job.tags)
+
+
+def _drop_foreign(folder: Path, job: Job) -> None:
+    """Remove a run that other parameters, code or data began."""
+    if folder.exists() and (
+        not (folder / "run.json").exists() or read_json(folder / "run.json") != identity(job.config, job.tags)
+    ):
+        shutil.rmtree(folder)
+
+
+def _follow(futures: list[Future], jobs: list[Job], work: Path) -> None:
+    """Show the progress of all runs together until all are done or one fails."""
+    with tqdm(total=sum(job.config.steps for job in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5) as bar:
+        pending: set[Future] = set(futures)
+        while pending and not any(future.done() and future.exception() for future in futures):
+            _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+            show(bar, [(work / job.name, job.config.steps) for job in jobs])
+
+
+def show(bar: tqdm, runs: list[tuple[Path, int]]) -> None:
+    """Bring a bar over the steps of runs, each (folder, steps), up to what their logs say."""
+    rows = [last_row(folder) for folder, _ in runs]
+    running = [row for row, (_, steps) in zip(rows, runs, strict=True) if 0 < row["step"] < steps]
+    if running:
+        means = {key: sum(row[key] for row in running) / len(running) for key in ("reward", "val")}
+        rate = sum(row["tokens_per_s"] for row in running)
+        bar.set_postfix_str(
+            f"reward {means['reward']:.3f}, val {means['val']:.3f}, {rate:,.0f} tokens/s",
+            refresh=False,
+        )
+    bar.update(sum(row["step"] for row in rows) - bar.n)
+
+
+def last_row(folder: Path) -> dict:
+    """The last complete row of a run's logs, so far as it has any."""
+    row = {"step": 0, "reward": 0.0, "val": 0.0, "tokens_per_s": 0.0}
+    for name, keys in (("timing.jsonl", ("step", "tokens_per_s")), ("log.jsonl", ("reward",))):
+        lines = (folder / name).read_text().rpartition("\n")[0].splitlines() if (folder / name).exists() else []
+        if lines:
+            row |= {key: json.loads(lines[-1])[key] for key in keys}
+    evals = (
+        (folder / "eval.jsonl").read_text().rpartition("\n")[0].splitlines() if (folder / "eval.jsonl").exists() else []
+    )
+    val = next((e for e in map(json.loads, reversed(evals)) if e["set"] == "val"), None)
+    return row | {"val": sum(val["correct"]) / len(val["correct"]) / val["k"] if val else 0.0}

@@ -1,0 +1,79 @@
+"""How learning rates, τ and clips are chosen: as many tries for every method, judged on validation alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pmd import params
+from pmd.experiments.launch import Job
+from pmd.files import read_jsonl
+from pmd.trainer.objectives import OBJECTIVES
+
+TUNED = ("tau", "clip_low", "clip_high", "lr")
+"""The settings that may be tuned: those of a method's own, then the learning rate."""
+
+
+def jobs(tune: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) -> list[Job]:
+    """Every try of every method, with every seed of `tune.seeds` (none is reported on).
+
+    A grid of `tune.grids` has `methods`, learning rates `lr` and `own`, mappings of their other settings to values:
+    every rate is tried with each. ValueError if a method is in no grid or in two, or has more tries than another.
+    """
+    seeds = params.seeds(tune, "tune.seeds")
+    reused = sorted(set(seeds) & set(params.seeds(train)))
+    params.require(not reused, "tune.seeds", seeds, f"other seeds than train.seeds; {reused} are in both")
+    tries: dict[str, list[dict[str, float]]] = {}
+    for number, grid in enumerate(tune["grids"]):
+        key = f"tune.grids[{number}]"
+        params.require(set(grid) == {"methods", "lr", "own"}, key, grid, "a mapping with methods, lr and own")
+        odd = [name for own in grid["own"] for name in own if name not in TUNED[:-1]]
+        params.require(not odd, f"{key}.own", odd, f"mappings of {', '.join(TUNED[:-1])}")
+        for method in grid["methods"]:
+            good = method in methods and method not in tries
+            params.require(good, f"{key}.methods", method, f"each of {', '.join(methods)} in one grid")
+            tries[method] = [own | {"lr": lr} for own in grid["own"] for lr in grid["lr"]]
+    budget = {method: len(tries.get(method, [])) for method in methods}
+    params.require(len(set(budget.values())) == 1, "tune.grids", budget, "as many tries for every method")
+    return [
+        Job(
+            params.train(train, methods, method, seed, **settings),
+            f"{method}/{','.join(f'{name}={value:g}' for name, value in settings.items())}/seed-{seed}",
+            {"axis": "tune"},
+        )
+        for method in methods
+        for settings in tries[method]
+        for seed in seeds
+    ]
+
+
+def score(folder: Path) -> float:
+    """A run's validation accuracy averaged over the evaluations of its second half: steadier than its last one."""
+    evals = [row for row in read_jsonl(folder / "eval.jsonl") if row["set"] == "val"]
+    half = max(row["step"] for row in evals) / 2
+    late = [sum(row["correct"]) / len(row["correct"]) / row["k"] for row in evals if row["step"] > half]
+    return sum(late) / len(late)
+
+
+def table(done: list[Job], out: Path) -> pd.DataFrame:
+    """One row a try: the mean score over seeds, each seed's, and whether it is the method's best.
+
+    Of equal scores the smaller settings are chosen. What a method does not read is blank.
+    """
+    scores = pd.DataFrame(
+        {"method": (config := job.config).method}
+        | {
+            name: getattr(config, name) if name == "lr" or name in OBJECTIVES[config.method].uses else float("nan")
+            for name in TUNED
+        }
+        | {"seed": f"seed {config.seed}", "score": score(out / job.name)}
+        for job in done
+    )
+    wide = scores.set_index(["method", *TUNED, "seed"])["score"].unstack("seed")
+    wide.insert(0, "mean", wide.mean(axis=1))
+    wide = wide.reset_index().sort_values(["method", *TUNED], ignore_index=True)
+    wide["chosen"] = wide.index.isin(wide.groupby("method")["mean"].idxmax())
+    wide.columns.name = None
+    return wide

@@ -1,0 +1,106 @@
+"""Attention over packed tokens: each response behind its prompt, plugged into transformers' attention interface, so any
+model that uses the interface can be trained."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface
+
+from pmd.model.packing import Packed
+
+PACKED = "pmd_packed"
+"""The name under which transformers finds `packed_attention`."""
+
+
+def packed_attention(module, query, key, value, attention_mask, layout: Packed | None = None, **kwargs):
+    """Causal attention of each response behind its prompt; without a layout, attention under a given 4-D mask.
+
+    query: [B, heads, Q, d]; key, value: [B, kv_heads, K, d]; returns ([B, Q, heads, d], None). B is 1 with a layout.
+    """
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotary embedding made them fp32
+    if layout is None:
+        return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
+    if layout.mask is not None:
+        return masked(query, key, value, layout.mask, scale).transpose(1, 2), None
+    return blockwise(query, key, value, layout, scale), None
+
+
+def blockwise(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float) -> Tensor:
+    """Attention in the layout's blocks: query [1, heads, N, d], key, value [1, kv_heads, N, d] -> [1, N, heads, d]."""
+    heads, d = query.shape[1], query.shape[3]
+    q, kv = (x[0].transpose(0, 1).flatten(1) for x in (query * scale, torch.cat([key, value], dim=1)))  # [N, heads * d]
+    shapes = [bias.shape for bias in layout.biases]
+    # a gather with a fast CPU backward, for all blocks at once
+    queries = F.embedding(layout.queries, q).split([rows * width for rows, _, width, _ in shapes])
+    keys = F.embedding(layout.keys, kv).split([rows * width for rows, _, _, width in shapes])
+
+    def attended(bias: Tensor, q: Tensor, kv: Tensor) -> Tensor:  # -> [rows * width, heads * d]
+        q, kv = (x.view(len(bias), -1, x.shape[1] // d, d).transpose(1, 2) for x in (q, kv))
+        return attend(q, *kv.chunk(2, dim=1), bias).transpose(1, 2).reshape(-1, heads * d)
+
+    out = torch.cat([attended(*block) for block in zip(layout.biases, queries, keys, strict=True)])
+    return F.embedding(layout.scatter, out).view(1, -1, heads, d)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+@cache
+def compiled():
+    """FlexAttention as one kernel, compiled for any number of tokens.
+
+    Shapes being dynamic, it is compiled anew only for another dtype, model shape or gradient mode, and for a pass of a
+    single tile; without a compiler it would hold the scores of all pairs.
+    """
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """Attention over the packed tokens themselves: query [1, heads, N, d], key, value [1, kv_heads, N, d].
+
+    Prompts are shared by their responses without a gather, and tiles that nobody looks at are not computed. On a CPU it
+    runs uncompiled and, says PyTorch, without gradients.
+    """
+    flex = compiled() if query.is_cuda else flex_attention
+    return flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
+    """softmax(scale q kᵀ + bias) v; query: [B, heads, Q, d], key, value: [B, kv_heads, K, d], bias: [B or 1, 1, Q, K].
+
+    On a CPU the fused kernel is several times slower than plain products at short lengths; heads that share a key stand
+    as its queries there, so that nothing is repeated.
+    """
+    bias = bias.to(query.dtype)
+    if query.is_cuda:
+        return fused(query, key, value, bias, scale)
+    b, heads, q, d = query.shape
+    kv = key.shape[1]
+    query = query if scale == 1 else query * scale
+    folded = query.unflatten(1, (kv, -1)).transpose(2, 3).reshape(b * kv, -1, d)  # a view if kv is 1
+    scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2)).view(b, kv, q, heads // kv, -1)
+    bias = bias[:, :, :, None]
+    scores = scores + bias if scores.requires_grad else scores.add_(bias)  # in place, a backward pass copies more
+    out = torch.bmm(scores.softmax(-1).view(b * kv, -1, scores.shape[-1]), value.flatten(0, 1)).view(b, kv, q, -1, d)
+    return out.transpose(2, 3).flatten(1, 2)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """`attend` by PyTorch's fused kernels; those that take a bias know no shared keys.
+
+    A decoding step's heads stand as the queries of their key, so that the cache is read once; in a prefill keys are
+    repeated, which is little beside the scores.
+    """
+    b, heads, q, d = query.shape
+    kv = key.shape[1]
+    if q == 1:
+        folded = query.view(b, kv, heads // kv, d)
+        return F.scaled_dot_product_attention(folded, key, value, bias, scale=scale).reshape(b, heads, 1, d)
+    key, value = (x.repeat_interleave(heads // kv, dim=1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)

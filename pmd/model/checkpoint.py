@@ -1,0 +1,170 @@
+"""Checkpoints of a run: weights, optimizer, position, waiting rollouts, whole or absent; safetensors and JSON only.
+
+A checkpoint is a folder `checkpoint-<step>`; it is written beside and renamed into place, and only then are older
+ones removed, so a run killed at any moment finds a complete one. Each rank writes its own rows of every tensor, and any
+number of ranks reads them. Randomness has no state to save (pmd/sampling/seeds.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pmd.files import read_json, write_json
+from pmd.model.distributed import barrier, gather, world
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save(
+    out: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    waiting: dict[int, dict[str, Tensor]] | None = None,
+) -> Path:
+    """Write checkpoint-<step> under `out`, then remove older ones; OSError in one line if it cannot be written.
+
+    waiting: rollouts not yet trained on, as tensors, by the step that will be.
+    """
+    rank, ranks = world()
+    path, temporary = out / f"checkpoint-{step:06d}", out / f".checkpoint-{step:06d}"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    try:
+        save_file(_weights(model), temporary / f"weights-{rank}-of-{ranks}.safetensors")
+        save_file(_moments(model, optimizer), temporary / f"moments-{rank}-of-{ranks}.safetensors")
+        if rank == 0:
+            for at, tensors in (waiting or {}).items():
+                save_file(tensors, temporary / f"waiting-{at}.safetensors")
+            write_json(temporary / "state.json", {"step": step, **state})
+            _flush(temporary.glob("waiting-*"))
+        _flush(temporary.glob(f"*-{rank}-of-{ranks}.safetensors"))  # others are still writing theirs
+        error = None
+    except Exception as caught:  # safetensors raises its own for a full disk
+        error = caught
+    failed = [text for text in gather(str(error) if error else None) if text]
+    if failed:
+        barrier()
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"{out}: checkpoint of step {step} could not be written ({failed[0]}); the previous one is kept"
+        ) from error
+    if rank == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        for older in sorted(out.glob("checkpoint-*"))[:-1]:
+            shutil.rmtree(older)
+    barrier()
+    return path
+
+
+def _flush(files: Iterable[Path]) -> None:
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def latest(out: Path) -> Path | None:
+    """The newest checkpoint under `out`, or None."""
+    return max(out.glob("checkpoint-*"), default=None)
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]]:
+    """Restore model and optimizer in place; returns (state, waiting rollouts).
+
+    ValueError if it is corrupt or another model's.
+    """
+    try:
+        state = read_json(path / "state.json")
+        waiting = {int(file.stem.partition("-")[2]): load_file(file) for file in path.glob("waiting-*.safetensors")}
+        with ExitStack() as stack:
+            shards = {name: _open(path, name, stack) for name in ("weights", "moments")}
+            _same_model(path, model, shards["weights"])
+            for name, parameter in model.named_parameters():
+                own = {key: _rows(parameter, shards["moments"], f"{name}/{key}") for key in MOMENTS}
+                step = shards["moments"][0].get_tensor(f"{name}/step").to(parameter.device)
+                with torch.no_grad():
+                    parameter.copy_(_rows(parameter, shards["weights"], name))
+                optimizer.state[parameter] = {"step": step, **own}
+    except Another:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path}: corrupt checkpoint ({' '.join(str(error).split())}); delete it to start the run afresh"
+        ) from error
+    return state, waiting
+
+
+class Another(ValueError):
+    """The checkpoint is another model's."""
+
+
+def _open(path: Path, name: str, stack: ExitStack) -> list:
+    """The shards of all the ranks that wrote them, in order; a missing one is an error."""
+    files = list(path.glob(f"{name}-*-of-*.safetensors"))
+    ranks = int(files[0].stem.rpartition("-")[2]) if files else 1
+    return [stack.enter_context(safe_open(path / f"{name}-{i}-of-{ranks}.safetensors", "pt")) for i in range(ranks)]
+
+
+def _same_model(path: Path, model: nn.Module, shards: list) -> None:
+    def shape(name: str) -> tuple[int, ...]:
+        pieces = [shard.get_slice(name).get_shape() for shard in shards]
+        return (sum(piece[0] for piece in pieces), *pieces[0][1:])
+
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if set(shards[0].keys()) != set(wanted) or any(shape(name) != wanted[name] for name in wanted):
+        raise Another(f"{path}: a checkpoint of another model; delete it, or give the run another folder")
+
+
+def _rows(parameter: nn.Parameter, shards: list, name: str) -> Tensor:
+    """A tensor put together from its shards, as the parameter's own: whole, or this rank's rows of it."""
+    whole = torch.cat([shard.get_tensor(name) for shard in shards])
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    rank, ranks = world()
+    pieces = whole.chunk(ranks)  # FSDP2 shards rows so
+    local = pieces[rank] if rank < len(pieces) else whole[:0]
+    return DTensor.from_local(
+        local.clone().to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: _local(p) for name, p in model.named_parameters()}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments by parameter name; a parameter not yet updated has zeros."""
+    flat = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        flat[f"{name}/step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone()
+        for key in MOMENTS:
+            flat[f"{name}/{key}"] = _local(state[key]) if key in state else torch.zeros_like(_local(parameter))
+    return flat

@@ -1,0 +1,354 @@
+"""Problem sets: the embedded arithmetic task, and one reader for every set.
+
+A problem set is a JSONL file in the field's convention for verifiable rewards: `prompt`, `ground_truth`, `source`,
+`split`, `difficulty` (and `id`; supervised sets add `response`). The embedded task is multi-step arithmetic with
+worked steps: the prompt `47+38-13=` is answered by rewriting what remains, `85-13=72`. Every running total stays
+in 0..99, so the difficulty is the number of terms alone. A `Task` may have more digits and more terms.
+
+`python -m pmd.problems.arithmetic generate OUT` writes the five splits and refuses if they differ from what `data.dvc` pins;
+`python -m pmd.problems.arithmetic pin` accepts a changed generator on purpose; `python -m pmd.problems.arithmetic harder NAME OUT` writes those of
+the entry `tasks.NAME` of params.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pmd import params
+from pmd.files import ROOT, read_jsonl, write_jsonl, write_text
+from pmd.params import require, strict
+
+Quota = dict[str, dict[int, int]]
+"""Prompts per split and difficulty: {split: {number of terms: problems}}."""
+
+COLUMNS = ("id", "prompt", "ground_truth", "source", "split", "difficulty")
+RULES = ("exact", "dapo", "math")
+"""How a row may want its responses judged (`pmd/problems/verifier.py`); a row that does not say is judged by "exact"."""
+
+SYMBOLS = "0123456789+-="
+SOURCE = "pmd/arithmetic"
+
+SPLITS: Quota = {  # T <= 5 is seen in training, T = 6, 7 never is
+    "val": {2: 12, 3: 28, 4: 30, 5: 30},
+    "test": {2: 12, 3: 28, 4: 30, 5: 30},
+    "ood": {6: 50, 7: 50},
+    "rl": {2: 500, 3: 1500, 4: 2000, 5: 2000},
+    "sft": {2: 3000, 3: 18000, 4: 20000, 5: 20000},
+}
+"""Of the embedded sets. At two terms only 10,100 problems exist, hence the small quota."""
+
+DIGITS = 2
+"""Of the embedded sets' running totals."""
+
+FAULTS = {"carry": 0.75, "slip": 0.05, "hasty": 0.12}
+"""Probability of each deliberate fault in a supervised step (a fault-free base model would leave RL nothing to do).
+
+carry: a carry or borrow is dropped (only where there is one); slip: the result is off by one; hasty: the
+remaining steps are skipped and an answer guessed.
+"""
+
+CARD = """# {title}
+
+Multi-step arithmetic with worked steps, written by `python -m pmd.problems.arithmetic {command}` (deterministic{pinned}).
+A prompt is an expression of T terms and `=`; a response rewrites what remains after each step and ends with the answer:
+`47+38-13=` is answered `85-13=72`. Every running total is in 0..{largest}. The reward is 1 if and only if the response
+ends and the text after its last `=` is the answer, digit for digit (`pmd/problems/verifier.py`).
+
+| column | meaning |
+|---|---|
+| id | `<split>-<number>`, unique |
+| prompt | the text given to the policy |
+| ground_truth | the exact answer, a decimal integer |
+| source | `{source}` |
+| split | as below |
+| difficulty | T, the number of terms |
+| response | supervised split only: a worked answer **with deliberate faults** ({faults}) |
+
+| split | problems | T | use |
+|---|---|---|---|
+{splits}
+
+No prompt occurs twice, within or across splits. Licence: Apache-2.0, with the code.
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A harder version of the embedded task: an entry of `tasks`, named by its key.
+
+    digits: of every running total; terms: T of the problems in training, ood: those that never are; val, test, rl, sft:
+    the problems of each split, shared equally among its T; ood has as many as test.
+    """
+
+    name: str
+    seed: int
+    digits: int
+    terms: list
+    ood: list
+    val: int
+    test: int
+    rl: int
+    sft: int
+
+    def __post_init__(self):
+        def check(condition: bool, key: str, allowed: str) -> None:
+            require(condition, f"tasks.{self.name}.{key}", getattr(self, key), allowed)
+
+        check(2 <= self.digits <= 9, "digits", "in 2..9")
+        for key in ("terms", "ood"):
+            found = getattr(self, key)
+            whole = all(type(t) is int and t >= 2 for t in found)
+            check(whole and len(set(found)) == len(found) > 0, key, "a list of different integers, each at least 2")
+        check(not set(self.terms) & set(self.ood), "ood", f"other numbers of terms than tasks.{self.name}.terms")
+        for key in ("val", "test", "rl", "sft"):
+            check(getattr(self, key) >= len(self.terms), key, f"at least {len(self.terms)}, one for each of its terms")
+        for t in self.terms:  # from any total in 0..L a step has L + 2 choices, and no problem is taken twice
+            possible = 10**self.digits * (10**self.digits + 1) ** (t - 1)
+            needed = sum(quota.get(t, 0) for quota in self.quota.values())
+            check(2 * needed <= possible, "sft", f"smaller: of {possible:,} problems of {t} terms it takes {needed:,}")
+
+    @property
+    def quota(self) -> Quota:
+        sizes = {"val": self.val, "test": self.test, "ood": self.test, "rl": self.rl, "sft": self.sft}
+        return {split: share(size, self.ood if split == "ood" else self.terms) for split, size in sizes.items()}
+
+
+def share(size: int, terms: list[int]) -> dict[int, int]:
+    """`size` problems in parts as equal as can be."""
+    return {t: size * (i + 1) // len(terms) - size * i // len(terms) for i, t in enumerate(terms)}
+
+
+def task(entries: dict[str, Any], name: str) -> Task:
+    """The entry `name` of the `tasks` namespace, checked."""
+    require(name in entries, "tasks", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
+    require(isinstance(entries[name], dict), f"tasks.{name}", entries[name], "a mapping")
+    return strict(Task, f"tasks.{name}", {"name": name} | entries[name])
+
+
+def apply(total: int, sign: str, term: int) -> int:
+    """One step: total ± term."""
+    return total + term if sign == "+" else total - term
+
+
+def problem(rng: random.Random, terms: int, digits: int = DIGITS) -> tuple[int, list[tuple[str, int]]]:
+    """A start and `terms - 1` signed terms that keep every running total in 0..99, or to so many digits."""
+    largest = 10**digits - 1
+    start = total = int(rng.random() * (largest + 1))
+    steps = []
+    for _ in range(terms - 1):
+        sign = "+" if rng.random() < 0.5 else "-"
+        term = int(rng.random() * ((largest - total if sign == "+" else total) + 1))
+        steps.append((sign, term))
+        total = apply(total, sign, term)
+    return start, steps
+
+
+def expression(total: int, steps: list[tuple[str, int]]) -> str:
+    """`47+38-13`."""
+    return str(total) + "".join(f"{sign}{term}" for sign, term in steps)
+
+
+def drop_carry(total: int, sign: str, term: int, digits: int = DIGITS) -> int:
+    """Add or subtract digit by digit, losing every carry or borrow between them."""
+    places = [10**i for i in range(digits)]
+    return sum(place * (apply(total // place % 10, sign, term // place % 10) % 10) for place in places)
+
+
+def trace(rng: random.Random, start: int, steps: list[tuple[str, int]], digits: int = DIGITS) -> str:
+    """A worked answer to the problem, with the faults of FAULTS."""
+    total, lines, largest = start, [], 10**digits - 1
+    for i, (sign, term) in enumerate(steps):
+        correct = apply(total, sign, term)
+        dropped = drop_carry(total, sign, term, digits)
+        total = correct
+        if dropped != correct and rng.random() < FAULTS["carry"]:
+            total = dropped
+        elif rng.random() < FAULTS["slip"]:
+            total = min(largest, max(0, correct + (1 if rng.random() < 0.5 else -1)))
+        rest = steps[i + 1 :]
+        if len(rest) > 1 and rng.random() < FAULTS["hasty"]:
+            return "=".join([*lines, expression(total, rest), str(int(rng.random() * (largest + 1)))])
+        lines.append(expression(total, rest))
+    return "=".join(lines)
+
+
+def splits(seed: int = 0, quotas: Quota = SPLITS, digits: int = DIGITS) -> dict[str, list[dict]]:
+    """Every split of the embedded task, or of a harder one; no prompt occurs twice. Uses only `random.random`, stable across Pythons."""
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    made = {}
+    for split, quota in quotas.items():
+        rows = []
+        for terms, count in quota.items():
+            for _ in range(count):
+                start, steps = next(
+                    p for p in iter(lambda t=terms: problem(rng, t, digits), None) if expression(*p) not in seen
+                )
+                seen.add(expression(start, steps))
+                answer = start
+                for sign, term in steps:
+                    answer = apply(answer, sign, term)
+                row = {
+                    "prompt": expression(start, steps) + "=",
+                    "ground_truth": str(answer),
+                    "source": SOURCE,
+                    "split": split,
+                    "difficulty": terms,
+                }
+                rows.append(row | {"response": trace(rng, start, steps, digits)} if split == "sft" else row)
+        rng.shuffle(rows)
+        made[split] = [{"id": f"{split}-{i}", **row} for i, row in enumerate(rows)]
+    return made
+
+
+def card(harder: Task | None = None) -> str:
+    """The data card of the embedded sets, or of a harder version, as Markdown."""
+    of = {"title": "The embedded problem sets", "command": "generate", "pinned": "; pinned by `data.dvc`"}
+    if harder:
+        of = {"title": f"The embedded task, harder: {harder.name}", "command": f"harder {harder.name}", "pinned": ""}
+    quotas, digits = (harder.quota, harder.digits) if harder else (SPLITS, DIGITS)
+    use = {
+        "val": "choosing hyper-parameters and checkpoints",
+        "test": "in-distribution test",
+        "ood": "out-of-distribution test: longer than anything in training",
+        "rl": "reinforcement learning",
+        "sft": "supervised traces for the base model",
+    }
+    rows = [
+        f"| {split} | {sum(quota.values()):,} | {', '.join(f'{t} ({c:,})' for t, c in quota.items())} | {use[split]} |"
+        for split, quota in quotas.items()
+    ]
+    faults = ", ".join(f"{name} {probability}" for name, probability in FAULTS.items())
+    return CARD.format(source=SOURCE, faults=faults, splits="\n".join(rows), largest=10**digits - 1, **of)
+
+
+def directory_hash(folder: Path) -> str:
+    """DVC's hash of a folder: the MD5 of its sorted listing of (md5, relpath)."""
+    listing = [
+        {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
+        for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).parts)
+        if path.is_file()
+    ]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def generate(out: str | Path, harder: Task | None = None) -> str:
+    """Write the five splits, of the embedded task or of a harder one, and the card to `out`; return the folder's hash."""
+    out = Path(out)
+    made = splits(harder.seed, harder.quota, harder.digits) if harder else splits()
+    for split, rows in made.items():
+        write_jsonl(out / f"{split}.jsonl", rows)
+    write_text(out / "README.md", card(harder))
+    return directory_hash(out)
+
+
+def read_problems(path: str | Path, limit: int | None = None) -> list[dict]:
+    """Read a problem set (any JSONL with at least prompt and ground_truth), at most `limit` rows.
+
+    Missing optional columns are filled: id from the row number, source and split from the file's name,
+    difficulty None, rule "exact". ValueError naming file, row and column if the file is empty, a column is missing,
+    a prompt is blank, a rule unknown or an id repeats; FileNotFoundError if there is no file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such problem set (the embedded ones are made by `dvc repro data.dvc`)")
+    rows = list(_checked(path))[:limit]
+    if not rows:
+        raise ValueError(f"{path}: the problem set is empty")
+    return rows
+
+
+def _checked(path: Path) -> Iterator[dict]:
+    ids: set[str] = set()
+    for number, row in enumerate(read_jsonl(path), start=1):
+        for column in ("prompt", "ground_truth"):
+            if not isinstance(row.get(column), str) or not row[column].strip():
+                raise ValueError(
+                    f"{path}:{number}: column {column!r} must be a non-empty string, got {row.get(column)!r}"
+                )
+        row = {
+            "id": f"{path.stem}-{number - 1}",
+            "source": path.stem,
+            "split": path.stem,
+            "difficulty": None,
+            "rule": "exact",
+        } | row
+        if row["rule"] not in RULES:
+            raise ValueError(f"{path}:{number}: column 'rule' must be one of {', '.join(RULES)}, got {row['rule']!r}")
+        if row["id"] in ids:
+            raise ValueError(f"{path}:{number}: id {row['id']!r} occurs twice")
+        ids.add(row["id"])
+        yield row
+
+
+def pinned_hash(dvc_file: Path = ROOT / "data.dvc") -> str:
+    """The hash of `data/` that data.dvc pins; ValueError if it pins none."""
+    try:
+        return YAML(typ="safe").load(dvc_file.read_text())["outs"][0]["md5"]
+    except (FileNotFoundError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{dvc_file}: pins no hash for data/ ({error!r})") from error
+
+
+def pin(digest: str, dvc_file: Path = ROOT / "data.dvc") -> None:
+    """Rewrite data.dvc so that both its source and `data/` are pinned to `digest`."""
+    source = {"path": "runs/problems", "hash": "md5", "md5": digest}
+    text = [
+        "# data/ is what `python -m pmd.problems.arithmetic generate` writes, copied and verified by `dvc repro`; see data/README.md"
+    ]
+    text += ["deps:", *_entry(source), "outs:", *_entry({"path": "data", "hash": "md5", "md5": digest})]
+    write_text(dvc_file, "\n".join(text) + "\n")
+
+
+def _entry(fields: dict[str, str]) -> list[str]:
+    return [f"{'- ' if i == 0 else '  '}{key}: {value}" for i, (key, value) in enumerate(fields.items())]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`generate OUT` writes the splits and checks them against data.dvc; `pin` accepts them as they are now;
+    `harder NAME OUT` writes those of an entry of `tasks`."""
+    parser = argparse.ArgumentParser(prog="python -m pmd.problems.arithmetic", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("generate").add_argument("out", type=Path)
+    commands.add_parser("pin")
+    harder = commands.add_parser("harder")
+    harder.add_argument("name")
+    harder.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    if options.command == "harder":
+        try:
+            spec = task(params.load()["tasks"], options.name)
+        except ValueError as error:
+            sys.exit(str(error))
+        generate(options.out, spec)
+        print(f"{options.out}: {_counts(spec.quota)}")
+        return
+    if options.command == "pin":
+        digest = generate(ROOT / "runs" / "problems")
+        pin(digest)
+        print(f"data.dvc now pins {digest}; `dvc repro` will use it, `git diff data.dvc` shows the change")
+        return
+    digest, pinned = generate(options.out), pinned_hash()
+    if digest != pinned:
+        sys.exit(
+            f"{options.out}: the generator now writes {digest}, data.dvc pins {pinned}; "
+            "undo the change to pmd/problems/arithmetic.py, or accept it with `python -m pmd.problems.arithmetic pin`"
+        )
+    print(f"{options.out}: {_counts(SPLITS)}; hash as pinned")
+
+
+def _counts(quotas: Quota) -> str:
+    return ", ".join(f"{split} {sum(quota.values()):,}" for split, quota in quotas.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Accuracy from samples against brute force, intervals against what they must cover."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as distributions
+
+from pmd.evaluators import intervals
+
+counts = st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# --- accuracy from k samples ---
+
+
+def test_avg_at_k_is_the_share_of_right_samples():
+    assert intervals.avg_at_k([0, 8, 32], 32).tolist() == [0.0, 0.25, 1.0]
+
+
+@given(counts)
+def test_pass_at_k_is_the_share_of_subsets_with_a_success(case):
+    n, c, k = case
+    pool = [True] * c + [False] * (n - c)
+    subsets = list(itertools.combinations(pool, k))
+    assert intervals.pass_at_k(c, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased_for_a_fixed_success_probability():
+    n, k, p = 10, 4, 0.15
+    weights = distributions.binom.pmf(np.arange(n + 1), n, p)
+    assert weights @ intervals.pass_at_k(np.arange(n + 1), n, k) == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
+
+
+def test_pass_at_k_stays_exact_where_binomials_overflow():
+    exact = 1 - math.comb(9_999, 5_000) / math.comb(10_000, 5_000)
+    assert intervals.pass_at_k([1, 10_000, 0], 10_000, 5_000) == pytest.approx([exact, 1.0, 0.0], abs=1e-12)
+
+
+@given(st.integers(1, 5).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, 5))))
+def test_resampled_best_is_the_share_of_tuples_with_a_success(case):
+    n, c, k = case
+    tuples = list(itertools.product([True] * c + [False] * (n - c), repeat=k))
+    assert intervals.resampled_best_at_k(c, n, k) == pytest.approx(sum(map(any, tuples)) / len(tuples), abs=1e-12)
+
+
+def test_resampled_best_is_biased_low_as_documented():
+    assert intervals.resampled_best_at_k(1, 32, 32) == pytest.approx(0.638, abs=5e-4)
+    assert intervals.pass_at_k(1, 32, 32) == 1.0
+
+
+@given(counts)
+def test_the_three_measures_are_ordered(case):
+    n, c, k = case
+    best = intervals.resampled_best_at_k(c, n, k)
+    assert c / n - 1e-12 <= best <= intervals.pass_at_k(c, n, k) + 1e-12
+
+
+@pytest.mark.parametrize("call", [lambda: intervals.avg_at_k([3, 33], 32), lambda: intervals.pass_at_k([-1], 4, 2)])
+def test_impossible_counts_are_refused(call):
+    with pytest.raises(ValueError, match="correct: must lie in"):
+        call()
+
+
+def test_pass_at_k_needs_enough_samples():
+    with pytest.raises(ValueError, match="k=5, n=4"):
+        intervals.pass_at_k([1], 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner"),
+    [
+        (["7", "8", "8"], "8"),
+        (["9", "8", "8", "9"], "9"),
+        (["8", "9", "9", "8"], "8"),
+        ([None, None, None, "3"], "3"),
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_majority_breaks_ties_by_the_first_sample_and_never_elects_silence(answers, winner):
+    assert intervals.majority(answers) == winner
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", None])))
+def test_majority_equals_the_obvious_loop(answers):
+    best, most = None, 0
+    for answer in answers:
+        if answer is not None and answers.count(answer) > most:
+            best, most = answer, answers.count(answer)
+    assert intervals.majority(answers) == best
+
+
+def test_maj_at_k_asks_whether_the_winner_is_right():
+    assert intervals.maj_at_k(["1", "2", "2"], [True, False, False]) is False
+    assert intervals.maj_at_k(["1", "2", "1"], [True, False, True]) is True
+    assert intervals.maj_at_k([None, None], [False, False]) is False
+    with pytest.raises(ValueError, match="2 for 1"):
+        intervals.maj_at_k(["1"], [True, False])
+
+
+# --- intervals ---
+
+
+def test_the_interval_of_a_matrix_matches_its_resampling_in_closed_form():
+    scores = rng(1).normal(size=(6, 40))
+    result = intervals.interval(scores, rng(), draws=200_000)
+    rows, columns = scores.mean(axis=1), scores.mean(axis=0)
+    t = distributions.t.ppf(0.975, [5, 39]) / distributions.norm.ppf(0.975)
+    deviation = np.sqrt(t[0] ** 2 * rows.var(ddof=1) / 6 + t[1] ** 2 * columns.var(ddof=1) / 40)
+    assert result.estimate == pytest.approx(scores.mean(), abs=1e-12)
+    assert result.high - result.low == pytest.approx(2 * 1.959964 * deviation, rel=0.02)
+
+
+@pytest.mark.parametrize(("seed_sd", "prompt_sd", "noise_sd"), [(0.05, 0.05, 0.15), (0.02, 0.3, 0.15), (0.1, 0.0, 0.1)])
+def test_four_seeds_cover_the_truth_whichever_source_of_noise_dominates(seed_sd, prompt_sd, noise_sd):
+    g, covered, trials = rng(2), 0, 400
+    for _ in range(trials):
+        scores = seed_sd * g.normal(size=(4, 1)) + prompt_sd * g.normal(size=60) + noise_sd * g.normal(size=(4, 60))
+        _, low, high = intervals.interval(scores, g, draws=300)
+        covered += low <= 0 <= high
+    assert 0.90 <= covered / trials <= 0.995
+
+
+def test_intervals_come_from_the_given_generator_alone():
+    scores = rng(3).random((4, 30))
+    np.random.seed(0)  # noqa: NPY002 -- the legacy global state is what must not matter
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first = intervals.interval(scores, rng(7))
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    assert intervals.interval(scores, rng(7)) == first
+    assert intervals.interval(scores, rng(8)) != first
+
+
+def test_one_seed_resamples_prompts_only():
+    prompts = rng(4).random(200)
+    result = intervals.interval(prompts[None], rng(), draws=50_000)
+    expected = intervals.t_interval(prompts)
+    assert result == pytest.approx(expected, abs=2e-3)
+    assert intervals.interval([[0.5, 0.5, 0.5]], rng()) == (0.5, 0.5, 0.5)
+    assert intervals.interval([[0.25]], rng()) == (0.25, 0.25, 0.25)
+
+
+def test_pooling_weighs_prompts_equally_and_keeps_sets_apart():
+    easy, hard = np.full((3, 30), 0.9), np.full((3, 10), 0.1)
+    assert intervals.interval([easy, hard], rng()) == pytest.approx((0.7, 0.7, 0.7))
+    scores = rng(5).random((3, 20))
+    assert intervals.interval([scores], rng()) == intervals.interval(scores, rng())
+
+
+def test_pooled_sets_share_their_seeds():
+    g = rng(6)
+    seeds = g.normal(size=(5, 1))
+    alike = intervals.interval([np.repeat(seeds, 50, 1), np.repeat(seeds, 50, 1)], rng())
+    opposed = intervals.interval([np.repeat(seeds, 50, 1), np.repeat(-seeds, 50, 1)], rng())
+    assert opposed.high - opposed.low == pytest.approx(0, abs=1e-12)
+    assert alike.high - alike.low > 0.5
+
+
+def test_pairing_cancels_what_both_share():
+    g = rng(7)
+    shared = g.normal(size=(4, 1)) + g.normal(size=50)
+    assert intervals.paired_interval(shared + 0.25, shared, rng()) == pytest.approx((0.25, 0.25, 0.25))
+    pooled = intervals.paired_interval([shared + 1, shared], [shared, shared], rng())
+    assert pooled == pytest.approx((0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="equal shapes"):
+        intervals.paired_interval(shared, shared[:, 1:], rng())
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(0, 99),
+    st.floats(-3, 3),
+    st.floats(0.1, 10),
+)
+def test_intervals_follow_shifts_and_scales(seeds, prompts, seed, shift, scale):
+    scores = rng(seed).random((seeds, prompts))
+    plain = intervals.interval(scores, rng(seed), draws=100)
+    assert plain.low - 1e-12 <= plain.high
+    moved = intervals.interval(shift + scale * scores, rng(seed), draws=100)
+    assert moved == pytest.approx([shift + scale * value for value in plain], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[]], "non-empty"),
+        ([[[0.1, 0.2]], [[0.1], [0.2]]], "equally many seeds"),
+        ([[0.1, np.nan]], "finite"),
+    ],
+)
+def test_malformed_scores_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        intervals.interval(scores, rng())
+
+
+def test_t_interval_against_the_textbook():
+    assert intervals.t_interval([1, 2, 3, 4]) == pytest.approx((2.5, 2.5 - 2.0542603, 2.5 + 2.0542603), abs=1e-6)
+    one, none = intervals.t_interval([3.0]), intervals.t_interval([])
+    assert one.estimate == 3.0
+    assert np.isnan([one.low, one.high, *none]).all()
+
+
+def test_ratio_interval_is_symmetric_and_scale_free():
+    a, b = np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 16.0])
+    ratio = intervals.ratio_interval(a, b)
+    assert ratio.estimate == pytest.approx((0.5 * 1 * 0.25) ** (1 / 3))
+    back = intervals.ratio_interval(10 * b, 10 * a)
+    assert (back.estimate, back.low, back.high) == pytest.approx((1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low))
+    with pytest.raises(ValueError, match="positive"):
+        intervals.ratio_interval([1.0, 0.0], [1.0, 1.0])
+
+
+def test_share_difference_matches_newcombes_published_example():
+    # Newcombe 1998 (Statist. Med. 17, 873–890), table II, method 10
+    assert intervals.share_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert intervals.share_difference(10, 10, 0, 20) == pytest.approx((1.0, 0.6791, 1.0), abs=5e-5)
+    with pytest.raises(ValueError, match="5/4"):
+        intervals.share_difference(5, 4, 0, 2)

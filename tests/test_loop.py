@@ -1,0 +1,250 @@
+"""The loop: learns, repeats itself bit for bit, survives being killed, refuses what is not its own."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pmd import params
+from pmd.files import read_json, read_jsonl
+from pmd.model import checkpoint
+from pmd.problems.verifier import Verdict
+from pmd.trainer import loop, update
+from pmd.trainer.loop import train
+
+COMMITTED = params.load()
+SMALL = {"steps": 6, "prompts": 8, "group_size": 4, "minibatches": 4, "probe": 2, "max_tokens": 8, "eval_every": 2,
+         "eval_k": 2, "eval_max_tokens": 8, "checkpoint_every": 2, "lr": 1e-3, "warmup": 1}  # fmt: skip
+PROBLEMS = [{"id": f"p{i}", "prompt": f"{i}+1=", "ground_truth": str(i + 1), "difficulty": 2} for i in range(20)]
+SETS = {"val": PROBLEMS[:4]}
+
+
+def config(method: str = "pmd-mean", **changes):
+    return params.train(COMMITTED["train"], COMMITTED["methods"], method, 1, **(SMALL | changes))
+
+
+def run(base, out, **changes):
+    return train(config(**changes), base, PROBLEMS, SETS, out, progress=False)
+
+
+def test_two_cold_runs_write_the_same_bits(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    run(tiny_dir, tmp_path / "b")
+    for name in (
+        "run.json",
+        "log.jsonl",
+        "eval.jsonl",
+        "result.json",
+        "last/model.safetensors",
+        "best/model.safetensors",
+    ):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_log_holds_what_it_promises(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    rows = read_jsonl(tmp_path / "a" / "log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert sum(row["successes"]) / 32 == pytest.approx(row["reward"])
+        assert row["kl"] >= 0
+        assert row["chi2"] >= 0
+        assert row["entropy"] > 0
+    assert rows[-1]["rollouts"] == 6 * 32
+    assert rows[-1]["tokens"] == pytest.approx(sum(row["length"] * 32 for row in rows))
+    assert [(row["step"], row["set"]) for row in read_jsonl(tmp_path / "a" / "eval.jsonl")] == [
+        (s, "val") for s in (0, 2, 4, 6)
+    ]
+    timing = read_jsonl(tmp_path / "a" / "timing.jsonl")
+    phases = ("rollout_s", "reward_s", "old_s", "update_s", "probe_s")
+    assert timing[-1]["wall_s"] == pytest.approx(sum(row[key] for row in timing for key in phases))
+
+
+def test_a_set_with_another_rule_has_that_rules_rewards_and_counts_correct_answers(tiny_dir, tmp_path):
+    problems = [problem | {"rule": "dapo"} for problem in PROBLEMS]  # an arithmetic policy writes no "Answer:"
+    train(config(steps=1, eval_every=1), tiny_dir, problems, {"val": problems[:4]}, tmp_path / "a", progress=False)
+    [row] = read_jsonl(tmp_path / "a" / "log.jsonl")
+    assert row["reward"] == -1.0
+    assert row["successes"] == [0] * 8
+    assert [e["correct"] for e in read_jsonl(tmp_path / "a" / "eval.jsonl")] == [[0] * 4] * 2
+
+
+@pytest.mark.parametrize("moment", ["log.jsonl", "timing.jsonl", "checkpoint-000002"])
+def test_a_killed_run_ends_with_the_same_bits(tiny_dir, tmp_path, moment, server):
+    """SIGKILL as soon as a given file of the run shows, or has three lines; then start again."""
+    run(tiny_dir, tmp_path / "whole")
+    out = tmp_path / "killed"
+    process = server.Process(target=run, args=(tiny_dir, out))
+    process.start()
+    while process.is_alive():
+        seen = out / moment
+        if seen.is_dir() or (seen.is_file() and seen.read_text().count("\n") >= 3):
+            process.kill()
+            break
+        time.sleep(0.001)
+    process.join()
+    assert not (out / "result.json").exists(), "the run ended before it was killed"
+    run(tiny_dir, out)
+    for name in ("log.jsonl", "eval.jsonl", "result.json", "last/model.safetensors", "best/model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert [row["step"] for row in read_jsonl(out / "timing.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cut_off_last_line_is_dropped_on_resume(tiny_dir, tmp_path, monkeypatch):
+    run(tiny_dir, tmp_path / "whole")
+    out = tmp_path / "cut"
+    original = loop.learn
+
+    def stop_at_five(config, step, *rest):
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(config, step, *rest)
+
+    monkeypatch.setattr(loop, "learn", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_dir, out)
+    monkeypatch.undo()
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')
+    run(tiny_dir, out)
+    assert (out / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(tiny_dir, tmp_path):
+    first = run(tiny_dir, tmp_path / "a")
+    stamp = (tmp_path / "a" / "log.jsonl").stat().st_mtime_ns
+    assert run(tiny_dir, tmp_path / "a") == first
+    assert (tmp_path / "a" / "log.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    with pytest.raises(ValueError, match="a: holds a run with problems = "):
+        train(config(), tiny_dir, PROBLEMS[::-1], SETS, tmp_path / "a", progress=False)
+    other = shutil.copytree(tiny_dir, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"a: holds a run with base = .*, not '.*other'"):
+        run(other, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.05, not 0\.25"):
+        run(tiny_dir, tmp_path / "a", tau=0.25)
+
+
+def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a")
+    (tmp_path / "a" / "result.json").unlink()
+    broken = checkpoint.latest(tmp_path / "a") / "moments-0-of-1.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(ValueError, match="checkpoint-000006: corrupt checkpoint") as caught:
+        run(tiny_dir, tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_dir, tmp_path, monkeypatch):
+    original = update._measure
+
+    def poison(model, batches, old, config):
+        measured = original(model, batches, old, config)
+        if (tmp_path / "a" / "checkpoint-000002").exists():
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))
+        return measured
+
+    monkeypatch.setattr(update, "_measure", poison)
+    with pytest.raises(FloatingPointError, match=r"step 4: the loss is nan .* the last checkpoint is kept"):
+        run(tiny_dir, tmp_path / "a")
+    kept = load_file(checkpoint.latest(tmp_path / "a") / "weights-0-of-1.safetensors")
+    assert checkpoint.latest(tmp_path / "a").name == "checkpoint-000002"
+    assert all(torch.isfinite(weight).all() for weight in kept.values())
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path, monkeypatch):
+    model, _ = tiny
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.save(tmp_path, 2, model, optimizer, {})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"checkpoint of step 4 could not be written .*No space left"):
+        checkpoint.save(tmp_path, 4, model, optimizer, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
+
+
+@pytest.fixture
+def sevens(monkeypatch):
+    """Reward 1 for a response that begins with `7`, as 1 in 16 of an untrained policy's do."""
+
+    def seven(rules, responses, golds, ended):
+        return [Verdict(text, text[:1] == "7", float(text[:1] == "7"), False) for text in responses]
+
+    monkeypatch.setattr("pmd.sampling.scoring.verify", seven)
+
+
+@pytest.mark.usefixtures("sevens")
+@pytest.mark.parametrize("method", COMMITTED["compare"])
+def test_every_method_learns_a_reward_it_can_reach(tiny_dir, tmp_path, method):
+    """From 1 in 16 to most within 25 steps."""
+    clip = {"clip_low": 0.2, "clip_high": 0.28}
+    run(tiny_dir, tmp_path / "a", method=method, steps=25, lr=3e-3, eval_every=25, group_size=8, tau=0.2, **clip)
+    rewards = [row["reward"] for row in read_jsonl(tmp_path / "a" / "log.jsonl")]
+    assert np.mean(rewards[:3]) < 0.3
+    assert np.mean(rewards[-3:]) > 0.8
+
+
+def test_groups_without_signal_can_be_left_out(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "a", filter_low=0.0, filter_high=1.0)
+    for row in read_jsonl(tmp_path / "a" / "log.jsonl"):
+        assert row["kept"] == pytest.approx(row["signal"])
+
+
+# --- microbatches, precision, memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("sevens")
+@pytest.mark.parametrize("method", ["pmd-mean", "grpo"])
+def test_a_run_in_microbatches_logs_what_the_whole_run_logs(tiny_dir, tmp_path, method):
+    """Through rollouts, log π_t, updates and the probe; one step, as AdamW amplifies rounding later on."""
+    run(tiny_dir, tmp_path / "whole", method=method, steps=1)
+    run(tiny_dir, tmp_path / "cut", method=method, steps=1, microbatch_tokens=16)
+    [whole], [cut] = (read_jsonl(tmp_path / name / "log.jsonl") for name in ("whole", "cut"))
+    assert whole["grad_norm"] > 0
+    for key, value in whole.items():
+        assert cut[key] == (pytest.approx(value, rel=1e-4, abs=1e-9) if isinstance(value, float) else value), key
+
+
+@pytest.mark.usefixtures("sevens")
+def test_bfloat16_trains_float32_weights(tiny_dir, tmp_path):
+    """By steps that bfloat16 weights could not take: 1e-5 is a thousandth of their spacing."""
+    run(tiny_dir, tmp_path / "a", dtype="bfloat16", lr=1e-5, steps=2)
+    before, after = (load_file(path / "model.safetensors") for path in (tiny_dir, tmp_path / "a" / "last"))
+    for name, weight in after.items():
+        assert weight.dtype == torch.float32
+        if name.endswith("proj.weight"):
+            assert 0 < (weight - before[name]).abs().max() < 2e-4
+    state = load_file(checkpoint.latest(tmp_path / "a") / "moments-0-of-1.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    run(tiny_dir, tmp_path / "b", lr=1e-5, steps=2)
+    half, full = (read_jsonl(tmp_path / name / "log.jsonl")[0] for name in "ab")
+    assert half["entropy"] == pytest.approx(full["entropy"], rel=0.02)
+    assert half["entropy"] != full["entropy"]
+
+
+@pytest.mark.usefixtures("sevens")
+def test_recomputed_activations_train_to_the_same_bits(tiny_dir, tmp_path):
+    run(tiny_dir, tmp_path / "kept", steps=2)
+    run(tiny_dir, tmp_path / "recomputed", steps=2, checkpoint_activations=True)
+    assert read_jsonl(tmp_path / "kept" / "log.jsonl")[0]["grad_norm"] > 0
+    for name in ("log.jsonl", "eval.jsonl", "last/model.safetensors"):
+        assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "recomputed" / name).read_bytes(), name
+
+
+def test_the_validation_best_policy_is_kept(tiny_dir, tmp_path):
+    result = run(tiny_dir, tmp_path / "a")
+    scores = {row["step"]: sum(row["correct"]) for row in read_jsonl(tmp_path / "a" / "eval.jsonl")}
+    assert result["best_step"] == max(scores, key=lambda step: (scores[step], -step))
+    assert read_json(tmp_path / "a" / "result.json") == result

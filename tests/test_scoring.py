@@ -1,0 +1,128 @@
+"""Samples and their summary, by hand; and the same from saved files without the model."""
+
+from __future__ import annotations
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from pmd import params
+from pmd.evaluators.evaluate import evaluate_all
+from pmd.files import write_json, write_jsonl
+from pmd.model.loading import save_policy
+from pmd.sampling.scoring import COLUMNS, accuracy, merge, respond, score, summarise
+from pmd.sampling.torch_engine import Sampling
+
+PROBLEMS = [
+    {"id": "a", "prompt": "1+1=", "ground_truth": "2", "difficulty": 2},
+    {"id": "b", "prompt": "2+3=", "ground_truth": "5", "difficulty": 2},
+]
+
+
+class Scripted:
+    """An engine that answers from a script."""
+
+    def __init__(self, tokenizer, script):
+        self.script = [
+            [[*tokenizer.encode(r.rstrip("|")), *([1] if r.endswith("|") else [])] for r in g] for g in script
+        ]
+
+    def sample(self, prompts, n, sampling, seed, first=0):
+        assert all(len(group) == n for group in self.script)
+        return self.script
+
+
+def test_summary_by_hand(tiny):
+    script = [["2|", "1=2|", "3|", "2"], ["4|", "4|", "5|", "=|"]]  # `|` ends a response
+    samples = respond(Scripted(tiny[1], script), tiny[1], PROBLEMS, 4, Sampling(8), 0)
+    assert list(samples) == COLUMNS
+    assert samples["reward"].tolist() == samples["correct"].tolist() == [1, 1, 0, 0, 0, 0, 1, 0]
+    assert samples["prompt"].tolist() == ["1+1="] * 4 + ["2+3="] * 4
+    assert samples["seed"].tolist() == [0] * 8
+    assert samples["answer"].tolist()[:3] == ["2", "2", "3"]
+    assert samples["answer"].isna().tolist() == [False, False, False, True, False, False, False, True]
+    summary = summarise(samples, PROBLEMS)
+    assert summary == {
+        "k": 4,
+        "correct": [2, 1],
+        "majority": [1, 0],
+        "length": [(2 + 4 + 2 + 1) / 4, (2 + 2 + 2 + 2) / 4],
+        "truncated": 1 / 8,
+    }
+    assert accuracy(summary) == 3 / 8
+    shuffled = samples.sample(frac=1, random_state=0).sort_values("prompt_id", ascending=False)
+    assert summarise(shuffled, PROBLEMS)["correct"] == [2, 1]
+
+
+def test_a_response_cut_off_has_no_answer(tiny):
+    (row,) = score(PROBLEMS[:1], [[tiny[1].encode("1=2")]], tiny[1])
+    assert (row["answer"], row["reward"], row["truncated"], row["response"]) == (None, 0.0, True, "1=2")
+
+
+def test_each_row_is_judged_by_its_problems_rule(tiny):
+    """dapo wants `Answer:`, which the tiny tokenizer cannot say: −1 each, yet 0 right, not −2."""
+    problems = [PROBLEMS[0], PROBLEMS[1] | {"rule": "dapo"}]
+    samples = respond(Scripted(tiny[1], [["2|", "3|"], ["5|", "5|"]]), tiny[1], problems, 2, Sampling(8), 0)
+    assert samples["reward"].tolist() == [1, 0, -1, -1]
+    assert summarise(samples, problems)["correct"] == [1, 0]
+
+
+def test_equal_answers_vote_together(monkeypatch):
+    """Under a rule that calls neighbours equal, which is not transitive: the first of those left stands for others."""
+    rounds = []
+
+    def neighbours(rule, pairs):
+        rounds.append((rule, pairs))
+        return [abs(int(gold) - int(answer)) <= 1 for gold, answer in pairs]
+
+    monkeypatch.setattr("pmd.sampling.scoring.equivalent", neighbours)
+    answers = [["2", "3", None, "1", "4", "3"], ["5", "5.0"], ["7", "9", "8"]]
+    assert merge(answers, ["math", "exact", "math"]) == [["2", "2", None, "2", "4", "2"], ["5", "5.0"], ["7", "9", "7"]]
+    assert rounds == [("math", [("2", "3"), ("2", "1"), ("2", "4"), ("7", "9"), ("7", "8")])]
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch, server):
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    for name in ("base", "train/kimi/seed-1/last", "train/kimi/seed-1/best"):
+        save_policy(*tiny, tmp_path / "run" / name)
+    write_json(tmp_path / "run" / "train" / "kimi" / "seed-1" / "result.json", {"best_step": 2, "last_step": 4})
+    for name in ("test", "ood"):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", PROBLEMS)
+    return tmp_path
+
+
+def test_every_checkpoint_is_evaluated_with_the_same_seeds(run):
+    config = params.evaluate(params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
+    scores = evaluate_all(config, run / "run", run / "data")
+    assert sorted(zip(scores["method"], scores["which"], scores["set"], strict=True)) == sorted(
+        (method, which, name)
+        for method, which in (("base", "last"), ("kimi", "last"), ("kimi", "best"))
+        for name in ("test", "ood")
+    )
+    frames = {path: pd.read_parquet(path) for path in (run / "run" / "evaluate").rglob("*.parquet")}
+    assert len(frames) == 3
+    first, *others = frames.values()
+    assert all(frame.equals(first) for frame in others)  # the same weights, the same seeds
+    assert len(first) == 2 * 2 * 4
+    responses = first.groupby("set")["response"].agg(tuple)
+    assert responses["test"] != responses["ood"]  # each set has its own seed
+
+
+def test_a_checkpoint_that_is_last_and_best_is_sampled_once(run):
+    seed = run / "run" / "train" / "kimi" / "seed-1"
+    write_json(seed / "result.json", {"best_step": 4, "last_step": 4})
+    shutil.rmtree(seed / "best")  # so that sampling it would fail
+    config = params.evaluate(params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
+    scores = evaluate_all(config, run / "run", run / "data").set_index("which")
+    assert scores.loc["best", "avg"].tolist() == scores[scores["method"] == "kimi"].loc["last", "avg"].tolist()
+    last, best = (run / "run" / "evaluate" / "kimi" / "seed-1" / f"{which}.parquet" for which in ("last", "best"))
+    assert last.read_bytes() == best.read_bytes()
+
+
+def test_nothing_to_evaluate_says_what_to_run_first(run):
+    (run / "run" / "train" / "kimi" / "seed-1" / "result.json").unlink()
+    config = params.evaluate(params.load()["evaluate"])
+    with pytest.raises(ValueError, match="no finished run to evaluate; run notebooks/2-train"):
+        evaluate_all(config, run / "run", run / "data")
