@@ -22,7 +22,7 @@ from pmd.problems.verifier import Verdict
 from pmd.sampling import scoring
 from pmd.trainer import loop
 from pmd.trainer.loop import train
-from tests.test_trainer import PROBLEMS, SETS, config
+from tests.test_loop import PROBLEMS, SETS, config
 
 WORKER = """
 import json, sys

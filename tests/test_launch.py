@@ -10,7 +10,7 @@ from pmd import params
 from pmd.experiments import launch
 from pmd.experiments.launch import Job, run_all
 from pmd.files import fingerprint, read_json, write_json, write_jsonl
-from tests.test_trainer import COMMITTED, PROBLEMS, SMALL
+from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
 
 @pytest.fixture

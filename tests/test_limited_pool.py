@@ -171,7 +171,7 @@ def test_nothing_of_the_main_module_runs_again_and_workers_end_with_their_parent
     script = tmp_path / "script.py"
     script.write_text(
         "import os\nprint('once')\nfrom pmd.problems.limited_pool import Pool\n"
-        "pool = Pool('tests.test_pool:work', 2)\n"
+        "pool = Pool('tests.test_limited_pool:work', 2)\n"
         "print(*{pool.map([['pid']] * 64)[0]}, flush=True)\nos._exit(0)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -19,7 +19,7 @@ from pmd.files import ROOT, read_json, read_jsonl, write_json, write_jsonl
 from pmd.model.loading import save_policy
 from pmd.scale import run, torchrun
 from pmd.trainer.loop import train
-from tests.test_trainer import COMMITTED, PROBLEMS, SMALL
+from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
 LONG = {"id": "long", "prompt": "1+1+1+1+1+1+1=", "ground_truth": "7"}
 

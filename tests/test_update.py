@@ -17,7 +17,7 @@ from pmd.model.loading import load_policy
 from pmd.trainer import update
 from pmd.trainer.objectives import OBJECTIVES
 from pmd.trainer.passes import Rollouts, cut, deal, from_tensors, passes, split, to_tensors
-from tests.test_trainer import config
+from tests.test_loop import config
 
 
 def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
