@@ -62,7 +62,7 @@ test-vllm: .venv-vllm/installed
 smoke: setup
 	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; trap 'exit 1' INT TERM; \
 	git clone --quiet . "$$scratch/clone"; cd "$$scratch/clone"; export PYTHONPATH="$$scratch/clone"; \
-	"$(BIN)/python" -m pmd.params smoke; \
+	"$(BIN)/python" -m pmd preset smoke; \
 	rm dvc.lock; : every stage would read and write the entries of the default again, 1 s each; \
 	"$(BIN)/dvc" repro; \
 	test -s results/smoke/report.html; \
@@ -71,7 +71,7 @@ smoke: setup
 # Choose each method's learning rate, and its τ or clip, again, on validation: writes results/tuning/tuning.csv.
 tune: setup
 	.venv/bin/dvc repro base
-	.venv/bin/python -m pmd.notebook notebooks/7-tuning.ipynb -p preset=default -p out=results/tuning
+	.venv/bin/python -m pmd notebook notebooks/7-tuning.ipynb -p preset=default -p out=results/tuning
 
 # Pin again: what pip chooses today for pyproject.toml in a clean environment, without what only one platform needs.
 lock:

@@ -1,6 +1,6 @@
 """Execute a parameterized notebook: papermill, with the checks it does not make.
 
-    python -m pmd.notebook notebooks/2-train.ipynb -p method=pmd-mean -p preset=default
+    pmd notebook notebooks/2-train.ipynb -p method=pmd-mean -p preset=default
 
 The namespaces of params.yaml that the notebook's `parameters` cell declares are injected whole, then the values
 given with -p. A name that the cell does not declare is an error here, where papermill would only warn.
@@ -8,12 +8,12 @@ given with -p. A name that the cell does not declare is an error here, where pap
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _cpu() -> str:
     )
 
 
-def parse(pairs: list[str]) -> dict[str, Any]:
+def parse(pairs: Iterable[str]) -> dict[str, Any]:
     """`name=value` arguments, the values read as YAML; ValueError for one without `=`."""
     values = {}
     for pair in pairs:
@@ -102,20 +102,3 @@ def parse(pairs: list[str]) -> dict[str, Any]:
         params.require(bool(equals and name), "-p", pair, "name=value")
         values[name] = YAML(typ="safe").load(value)
     return values
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Execute one notebook of the pipeline."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.notebook", description=main.__doc__)
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--stage", help="name of the executed copy (default: the notebook's)")
-    options = parser.parse_args(arguments)
-    try:
-        execute(options.notebook, options.stage or options.notebook.stem, parse(options.pairs))
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

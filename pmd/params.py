@@ -1,14 +1,8 @@
-"""The validated view of params.yaml: each namespace is a frozen dataclass, every value is checked before any work.
-
-`python -m pmd.params NAME` applies presets/NAME.yaml to params.yaml in place: `git diff params.yaml` shows what
-changed, `git restore params.yaml dvc.lock` goes back to the default.
-"""
+"""The validated view of params.yaml: each namespace is a frozen dataclass, every value is checked before any work."""
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import types
 import typing
 from dataclasses import asdict, dataclass
@@ -411,20 +405,3 @@ def apply_preset(name: str, root: Path = ROOT) -> None:
     text = Text()
     yaml.dump(values, text)
     write_text(root / "params.yaml", "".join(piece if isinstance(piece, str) else piece.decode() for piece in text))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Apply a preset to params.yaml."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.params", description=main.__doc__)
-    parser.add_argument("preset", help="a file of presets/, without .yaml")
-    try:
-        name = parser.parse_args(arguments).preset
-        apply_preset(name)
-    except ValueError as error:
-        sys.exit(str(error))
-    print(f"params.yaml now holds preset {name!r}: `git diff params.yaml` shows it, `dvc repro` runs it,")
-    print("`git restore params.yaml dvc.lock` goes back")
-
-
-if __name__ == "__main__":
-    main()

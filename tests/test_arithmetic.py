@@ -8,6 +8,7 @@ import random
 import pytest
 from ruamel.yaml import YAML
 
+from pmd.__main__ import main
 from pmd.files import ROOT, write_jsonl
 from pmd.problems import arithmetic
 
@@ -79,8 +80,8 @@ def test_the_generator_writes_what_data_dvc_pins(tmp_path):
 
 def test_a_changed_generator_is_noticed(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(arithmetic.FAULTS, "slip", 0.06)
-    with pytest.raises(SystemExit, match=r"data\.dvc pins"):
-        arithmetic.main(["generate", str(tmp_path / "a")])
+    with pytest.raises(ValueError, match=r"data\.dvc pins"):
+        arithmetic.generate_pinned(tmp_path / "a")
 
 
 def test_pinning_writes_what_is_read_back(tmp_path):
@@ -188,8 +189,8 @@ def test_equal_shares():
 
 def test_the_command_writes_a_harder_version_with_its_card(tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic.params, "load", lambda: {"tasks": {"hard": HARD | {"sft": 30}}})
-    arithmetic.main(["harder", "hard", str(tmp_path / "a")])
-    arithmetic.main(["harder", "hard", str(tmp_path / "b")])
+    arithmetic.generate_harder("hard", tmp_path / "a")
+    main(["problems", "harder", "hard", str(tmp_path / "b")])
     assert arithmetic.directory_hash(tmp_path / "a") == arithmetic.directory_hash(tmp_path / "b")
     files = [tmp_path / "a" / f"{split}.jsonl" for split in arithmetic.SPLITS]
     assert [len(arithmetic.read_problems(file)) for file in files] == [10, 9, 9, 30, 30]
@@ -198,7 +199,7 @@ def test_the_command_writes_a_harder_version_with_its_card(tmp_path, monkeypatch
     assert "0..999" in card
     assert "data.dvc" not in card
     with pytest.raises(SystemExit, match=r"tasks: got 'easy', must be one of its entries: hard"):
-        arithmetic.main(["harder", "easy", str(tmp_path / "c")])
+        main(["problems", "harder", "easy", str(tmp_path / "c")])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pmd import params
+from pmd.__main__ import main
 from pmd.evaluators import benchmark, examples
 from pmd.files import ROOT, read_json, write_jsonl
 from pmd.model.loading import save_policy
@@ -217,7 +218,7 @@ def test_a_prompt_that_the_context_has_no_room_for_is_one_line_before_any_work(t
 def score(tmp_path, rows, problems=PROBLEMS[:2]):
     write_jsonl(tmp_path / "set.jsonl", problems)
     (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    benchmark.main(["score", *(str(tmp_path / name) for name in ("responses.jsonl", "set.jsonl", "out"))])
+    main(["score", *(str(tmp_path / name) for name in ("responses.jsonl", "set.jsonl", "out"))])
 
 
 def test_responses_sampled_elsewhere(tmp_path, capsys):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from pmd.__main__ import main
 from pmd.files import ROOT, read_json, write_jsonl, write_text
 from pmd.foreign_sets import formats
 from pmd.foreign_sets.formats import Counts, clean, load, normal_form, normalise_gold, overlap, problem_set
@@ -303,7 +304,7 @@ def root(tmp_path, monkeypatch):
 
 
 def test_the_command_writes_rows_and_counts(root, capsys):
-    formats.main(["good", str(root / "out" / "good.jsonl"), "--metrics", str(root / "m" / "good.json")])
+    main(["sets", "good", str(root / "out" / "good.jsonl"), "--metrics", str(root / "m" / "good.json")])
     assert [row["ground_truth"] for row in read_problems(root / "out" / "good.jsonl")] == ["1"]
     assert read_json(root / "m" / "good.json") == {
         "rows": 2,
@@ -315,7 +316,7 @@ def test_the_command_writes_rows_and_counts(root, capsys):
         "kept": 1,
     }
     assert capsys.readouterr().out.startswith("good: 2 rows, ")
-    formats.main(["overlap", str(root / "out" / "good.jsonl"), str(root / "out" / "good.jsonl")])
+    main(["overlap", str(root / "out" / "good.jsonl"), str(root / "out" / "good.jsonl")])
     assert re.match(r"1 of 1 prompts of .*\ngood-0\n$", capsys.readouterr().out)
 
 
@@ -324,7 +325,7 @@ def test_a_broken_set_leaves_what_was_written_before(root):
     out.write_text("before")
     before = sorted(root.iterdir())
     with pytest.raises(SystemExit) as stop:
-        formats.main(["bad", str(out), "--metrics", str(root / "m.json")])
+        main(["sets", "bad", str(out), "--metrics", str(root / "m.json")])
     assert re.fullmatch(r"bad\.jsonl:2: not valid JSON \(.*\); correct or remove the line", str(stop.value.code))
     assert out.read_text() == "before"
     assert sorted(root.iterdir()) == before
@@ -332,7 +333,7 @@ def test_a_broken_set_leaves_what_was_written_before(root):
 
 def test_a_set_that_params_does_not_have_is_named(root):
     with pytest.raises(SystemExit, match=r"sets: got 'ugly', must be one of good, bad"):
-        formats.main(["ugly", str(root / "out.jsonl")])
+        main(["sets", "ugly", str(root / "out.jsonl")])
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from pmd import notebook
+from pmd.__main__ import main
 from pmd.files import ROOT
 
 TRAIN = ROOT / "notebooks" / "2-train.ipynb"
@@ -49,7 +50,7 @@ def test_an_error_in_a_cell_is_one_line_and_exit_not_zero(tmp_path, monkeypatch)
     with pytest.raises(
         SystemExit, match=r"^bad: ValueError: train\.tau: got -1, must be > 0 \(executed as far as it got: .*bad"
     ):
-        notebook.main([str(tmp_path / "bad.ipynb"), "-p", "preset=x"])
+        main(["notebook", str(tmp_path / "bad.ipynb"), "-p", "preset=x"])
     assert not (tmp_path / "runs" / "x" / "stages" / "bad.json").exists()
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from pmd import params
+from pmd.__main__ import main
 from pmd.files import ROOT
 from pmd.model import forward
 from pmd.model.attention import PACKED
@@ -274,14 +275,16 @@ def test_a_measured_update_takes_what_the_plan_says():
 
 
 def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):
-    plan.main(["paper-7b", "--gpus", "16", "--memory", "80", "--flops", "400", "--bandwidth", "3", "--tokens", "4096"])
+    main(
+        ["plan", "paper-7b", "--gpus", "16", "--memory", "80", "--flops", "400", "--bandwidth", "3", "--tokens", "4096"]
+    )
     text = capsys.readouterr().out
     assert "7,615,616,512 parameters" in text
     assert "16 x 80 GiB" in text
     assert f"{512 * (2048 + 16 * 4096):,} tokens" in text
     assert "it fits in 72.0 GiB" in text
     assert "seconds a step at 400 TFLOP/s and 3 TB/s a GPU" in text
-    plan.main(["paper-7b", "--gpus", "1"])
+    main(["plan", "paper-7b", "--gpus", "1"])
     assert "it does not fit in 72.0 GiB" in (text := capsys.readouterr().out)
     assert "for seconds, state --flops and --bandwidth" in text
     for arguments, message in (
@@ -289,7 +292,7 @@ def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):
         (["paper-7b", "--memory", "0"], "--memory: got 0.0, must be > 0"),
     ):
         with pytest.raises(SystemExit, match=message):
-            plan.main(arguments)
+            main(["plan", *arguments])
 
 
 def test_a_model_that_is_neither_a_directory_nor_known_is_refused():

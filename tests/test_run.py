@@ -101,7 +101,7 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
         run.launch(values, "a")
     command = parse_args(shlex.split(str(refused.value).split("`")[1])[1:])
     assert (command.nnodes, command.nproc_per_node, command.rdzv_endpoint) == ("2", "8", "HEAD:29500")
-    assert (command.module, command.training_script, command.training_script_args) == (True, "pmd.scale.run", ["a"])
+    assert (command.module, command.training_script, command.training_script_args) == (True, "pmd", ["scale", "a"])
     shutil.copytree(launched[0] / "scale/a", tmp_path / "scale/a-work")
     job = read_json(tmp_path / "scale/a-work/job.json")
     write_json(tmp_path / "scale/a-work/job.json", job | {"nodes": 2, "ranks": 8})
@@ -135,12 +135,12 @@ def test_a_worker_refuses_what_cannot_run_in_one_line(shared, tmp_path, monkeypa
     name = change.pop("name", "a")
     write_json(tmp_path / "params.json", given(shared, tmp_path / "out", **change))
     with pytest.raises(SystemExit, match=f"^{line}$"):
-        run.main([name, "--params", str(tmp_path / "params.json")])
+        run.run_rank(name, tmp_path / "params.json")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_1():
-    done = subprocess.run([sys.executable, "-m", "pmd.scale.run", "no-such"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pmd", "scale", "no-such"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("scale: got 'no-such', must be one of its entries: ")
 
@@ -171,7 +171,7 @@ def test_a_dead_rank_ends_the_job_with_one_line_and_a_second_launch_goes_on(shar
     def kill_rank_1(bar, runs):
         show(bar, runs)
         if not killed and list((tmp_path / "scale/a-work").glob("checkpoint-*")):
-            [rank] = [p for p in offspring() if p.environ().get("RANK") == "1" and "pmd.scale.run" in p.cmdline()]
+            [rank] = [p for p in offspring() if p.environ().get("RANK") == "1" and p.cmdline()[-4:-2] == ["scale", "a"]]
             killed.extend([time.monotonic(), *offspring()])
             rank.kill()
 
@@ -243,7 +243,7 @@ def table(*rows):
         if line is not None:
             failure.error_file, failure.message = "/some/error.json", line
         failures[rank] = failure
-    return "a warning\n" + ChildFailedError("pmd.scale.run", failures).format_msg()
+    return "a warning\n" + ChildFailedError("pmd", failures).format_msg()
 
 
 PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
@@ -290,7 +290,7 @@ def test_the_slurm_script_starts_torchrun_on_every_node(tmp_path):
     command = parse_args(asked[asked.index("torchrun") + 1 :])
     assert (command.nnodes, command.nproc_per_node, command.max_restarts) == ("2", "4", 0)
     assert (command.rdzv_backend, command.rdzv_id, command.rdzv_endpoint) == ("c10d", "77", "gpu-3:29500")
-    assert (command.module, command.training_script, command.training_script_args) == (True, "pmd.scale.run", ["mine"])
+    assert (command.module, command.training_script, command.training_script_args) == (True, "pmd", ["scale", "mine"])
     refused = subprocess.run(["bash", script], env=slurm, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "usage: sbatch --nodes N scripts/train.slurm NAME" in refused.stderr

@@ -1,15 +1,9 @@
-"""Any model on any problem set: samples that survive an interruption, metrics with intervals, a page of examples.
-
-`python -m pmd.evaluators.benchmark score RESPONSES.jsonl PROBLEMS.jsonl OUT/` scores what another program sampled: one
-JSON object a line with `prompt_id` and `response`, optionally `truncated` (false if left out) and `tokens`.
-"""
+"""Any model on any problem set: samples that survive an interruption, metrics with intervals, a page of examples."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -210,7 +204,10 @@ def _intervals(scores: pd.DataFrame, least: float) -> dict:
 
 
 def read_responses(path: str | Path) -> pd.DataFrame:
-    """A JSONL file of responses as sample rows without verdicts; ValueError naming file, row and column."""
+    """A JSONL file of responses as sample rows without verdicts; ValueError naming file, row and column.
+
+    A line is a JSON object with `prompt_id` and `response`, optionally `truncated` (false if left out) and `tokens`.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of responses")
@@ -256,22 +253,3 @@ def score_file(responses: str | Path, problems: str | Path, out: str | Path) -> 
 def table(metrics: dict) -> pd.DataFrame:
     """The metrics of a policy, or differences, one row a metric: estimate, low, high."""
     return pd.DataFrame(metrics["metrics"]).T
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Score responses that another program sampled."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.evaluators.benchmark", description=main.__doc__)
-    command = parser.add_subparsers(dest="command", required=True).add_parser("score", help=main.__doc__)
-    command.add_argument("responses", type=Path, help="JSONL with prompt_id and response")
-    command.add_argument("problems", type=Path, help="JSONL problem set")
-    command.add_argument("out", type=Path, help="folder for samples.parquet, metrics.json and examples.md")
-    options = parser.parse_args(arguments)
-    try:
-        metrics = score_file(options.responses, options.problems, options.out)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
-    print(table(metrics).round(4).to_string())
-
-
-if __name__ == "__main__":
-    main()

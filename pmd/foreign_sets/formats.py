@@ -3,19 +3,14 @@
 A set is one entry of params.yaml's `sets`: where it is (`path`, or `hub` with a pinned `revision`), its `format` and,
 if not the format's own, the `template` of its prompts and the `rule` that judges its responses. The format is stated,
 never guessed, and after the reading a local file and a hub's set go the same way.
-
-`python -m pmd.foreign_sets.formats NAME OUT.jsonl --metrics COUNTS.json` writes the set called NAME;
-`python -m pmd.foreign_sets.formats overlap TRAIN.jsonl TEST.jsonl` lists the problems of TEST that are in TRAIN.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -509,50 +504,26 @@ def overlap(train: Iterable[dict], test: Iterable[dict]) -> list[str]:
     return [row["id"] for row in test if normal_form(row["prompt"]) in seen]
 
 
-# --- command line --------------------------------------------------------------------------------------------------
+# --- what the commands do ------------------------------------------------------------------------------------------
 
 
-def write_set(arguments: list[str]) -> None:
-    """Write the set that params.yaml calls NAME, cleaned, as JSONL."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.foreign_sets.formats", description=write_set.__doc__)
-    parser.add_argument("name", help="an entry of params.yaml's sets or hub_sets")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--metrics", type=Path, help="a JSON file for the counts")
-    options = parser.parse_args(arguments)
+def write_set(name: str, out: Path, metrics: Path | None = None) -> str:
+    """Write the set that params.yaml calls `name`, cleaned, as JSONL, and its counts as JSON; returns them in words."""
     values = params.load(ROOT / "params.yaml")
     sets = {}
     for key in ("sets", "hub_sets"):
         require(isinstance(values.get(key, {}), dict), key, values.get(key), "a mapping of names to problem sets")
         sets |= values.get(key, {})
-    require(options.name in sets, "sets", options.name, f"one of {', '.join(map(str, sets)) or 'none: it is empty'}")
-    rows, counts = load(problem_set(options.name, sets[options.name]))
-    write_jsonl(options.out, rows)
-    if options.metrics:
-        write_json(options.metrics, asdict(counts))
-    print(f"{options.name}: {counts}")
+    require(name in sets, "sets", name, f"one of {', '.join(map(str, sets)) or 'none: it is empty'}")
+    rows, counts = load(problem_set(name, sets[name]))
+    write_jsonl(out, rows)
+    if metrics:
+        write_json(metrics, asdict(counts))
+    return f"{name}: {counts}"
 
 
-def report_overlap(arguments: list[str]) -> None:
-    """List the problems of TEST whose prompt is in TRAIN, the template, spacing and punctuation aside."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pmd.foreign_sets.formats overlap", description=report_overlap.__doc__
-    )
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
-    options = parser.parse_args(arguments)
-    test = read_problems(options.test)
-    found = overlap(read_problems(options.train), test)
-    print(f"{len(found):,} of {len(test):,} prompts of {options.test} are in {options.train}", *found, sep="\n")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run one of the two commands; a mistake is one line on stderr and exit status 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        report_overlap(arguments[1:]) if arguments[:1] == ["overlap"] else write_set(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
+def report_overlap(train: Path, test: Path) -> str:
+    """How many problems of `test` have a prompt that is in `train`, in normal form, and their ids, one a line."""
+    asked = read_problems(test)
+    found = overlap(read_problems(train), asked)
+    return "\n".join([f"{len(found):,} of {len(asked):,} prompts of {test} are in {train}", *found])

@@ -5,18 +5,15 @@ A problem set is a JSONL file in the field's convention for verifiable rewards: 
 worked steps: the prompt `47+38-13=` is answered by rewriting what remains, `85-13=72`. Every running total stays
 in 0..99, so the difficulty is the number of terms alone. A `Task` may have more digits and more terms.
 
-`python -m pmd.problems.arithmetic generate OUT` writes the five splits and refuses if they differ from what `data.dvc` pins;
-`python -m pmd.problems.arithmetic pin` accepts a changed generator on purpose; `python -m pmd.problems.arithmetic harder NAME OUT` writes those of
-the entry `tasks.NAME` of params.yaml.
+`pmd problems generate OUT` writes the five splits and fails if they differ from what `data.dvc` pins; `pmd problems pin`
+accepts a changed generator on purpose; `pmd problems harder NAME OUT` writes those of an entry of `tasks` in params.yaml.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +56,7 @@ remaining steps are skipped and an answer guessed.
 
 CARD = """# {title}
 
-Multi-step arithmetic with worked steps, written by `python -m pmd.problems.arithmetic {command}` (deterministic{pinned}).
+Multi-step arithmetic with worked steps, written by `pmd problems {command}` (deterministic{pinned}).
 A prompt is an expression of T terms and `=`; a response rewrites what remains after each step and ends with the answer:
 `47+38-13=` is answered `85-13=72`. Every running total is in 0..{largest}. The reward is 1 if and only if the response
 ends and the text after its last `=` is the answer, digit for digit (`pmd/problems/verifier.py`).
@@ -302,9 +299,7 @@ def pinned_hash(dvc_file: Path = ROOT / "data.dvc") -> str:
 def pin(digest: str, dvc_file: Path = ROOT / "data.dvc") -> None:
     """Rewrite data.dvc so that both its source and `data/` are pinned to `digest`."""
     source = {"path": "runs/problems", "hash": "md5", "md5": digest}
-    text = [
-        "# data/ is what `python -m pmd.problems.arithmetic generate` writes, copied and verified by `dvc repro`; see data/README.md"
-    ]
+    text = ["# data/ is what `pmd problems generate` writes, copied and verified by `dvc repro`; see data/README.md"]
     text += ["deps:", *_entry(source), "outs:", *_entry({"path": "data", "hash": "md5", "md5": digest})]
     write_text(dvc_file, "\n".join(text) + "\n")
 
@@ -313,42 +308,30 @@ def _entry(fields: dict[str, str]) -> list[str]:
     return [f"{'- ' if i == 0 else '  '}{key}: {value}" for i, (key, value) in enumerate(fields.items())]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """`generate OUT` writes the splits and checks them against data.dvc; `pin` accepts them as they are now;
-    `harder NAME OUT` writes those of an entry of `tasks`."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.problems.arithmetic", description=main.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("generate").add_argument("out", type=Path)
-    commands.add_parser("pin")
-    harder = commands.add_parser("harder")
-    harder.add_argument("name")
-    harder.add_argument("out", type=Path)
-    options = parser.parse_args(arguments)
-    if options.command == "harder":
-        try:
-            spec = task(params.load()["tasks"], options.name)
-        except ValueError as error:
-            sys.exit(str(error))
-        generate(options.out, spec)
-        print(f"{options.out}: {_counts(spec.quota)}")
-        return
-    if options.command == "pin":
-        digest = generate(ROOT / "runs" / "problems")
-        pin(digest)
-        print(f"data.dvc now pins {digest}; `dvc repro` will use it, `git diff data.dvc` shows the change")
-        return
-    digest, pinned = generate(options.out), pinned_hash()
+def generate_pinned(out: Path) -> str:
+    """Write the embedded sets to `out` and describe them; ValueError if they differ from what data.dvc pins."""
+    digest, pinned = generate(out), pinned_hash()
     if digest != pinned:
-        sys.exit(
-            f"{options.out}: the generator now writes {digest}, data.dvc pins {pinned}; "
-            "undo the change to pmd/problems/arithmetic.py, or accept it with `python -m pmd.problems.arithmetic pin`"
+        raise ValueError(
+            f"{out}: the generator now writes {digest}, data.dvc pins {pinned}; "
+            "undo the change to pmd/problems/arithmetic.py, or accept it with `pmd problems pin`"
         )
-    print(f"{options.out}: {_counts(SPLITS)}; hash as pinned")
+    return f"{out}: {_counts(SPLITS)}; hash as pinned"
+
+
+def generate_harder(name: str, out: Path) -> str:
+    """Write the entry `name` of params.yaml's `tasks` to `out` and describe it."""
+    spec = task(params.load()["tasks"], name)
+    generate(out, spec)
+    return f"{out}: {_counts(spec.quota)}"
+
+
+def pin_generated() -> str:
+    """Accept the generator as it is now: pin in data.dvc what it writes."""
+    digest = generate(ROOT / "runs" / "problems")
+    pin(digest)
+    return f"data.dvc now pins {digest}; `dvc repro` will use it, `git diff data.dvc` shows the change"
 
 
 def _counts(quotas: Quota) -> str:
     return ", ".join(f"{split} {sum(quota.values()):,}" for split, quota in quotas.items())
-
-
-if __name__ == "__main__":
-    main()

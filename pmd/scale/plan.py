@@ -1,6 +1,6 @@
 """What a run takes before it is started: memory a GPU by part, tokens a step, seconds at stated throughputs.
 
-    python -m pmd.scale.plan paper-7b --gpus 8 --memory 80 --flops 400 --bandwidth 3
+    pmd plan paper-7b --gpus 8 --memory 80 --flops 400 --bandwidth 3
 
 plans a preset or an entry of `scale` of params.yaml. Memory is counted from the model's architecture, built without
 weights, and from what the trainer keeps (pmd/trainer/update.py, pmd/model/forward.py): fp32 weights, gradients and
@@ -12,10 +12,8 @@ as long as it may be.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
-import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -415,15 +413,29 @@ def table(parts: Parts) -> str:
     return "\n".join(f"  {name:<16}{size / GIB:>9.2f}" for name, size in rows)
 
 
-def report(name: str, options: argparse.Namespace) -> str:
-    """The plan as text."""
+def report(
+    name: str,
+    gpus: int | None = None,
+    memory: float = 80,
+    flops: float | None = None,
+    bandwidth: float | None = None,
+    tokens: int | None = None,
+) -> str:
+    """The plan of a preset or an entry of `scale` as text; ValueError for an unknown one or an option that is not > 0.
+
+    gpus: all of them (None: the entry's nodes x ranks); memory: GiB of one; flops: TFLOP/s that a GPU sustains in
+    training; bandwidth: TB/s that it reads its memory with; tokens: mean length of a response (None: the longest).
+    """
+    options = {"gpus": gpus, "memory": memory, "flops": flops, "bandwidth": bandwidth, "tokens": tokens}
+    for option, value in options.items():
+        params.require(value is None or value > 0, f"--{option}", value, "> 0")
     config, train, prompt, ranks = entry(name)
-    ranks, memory, own = options.gpus or ranks, options.memory * GIB, shape(config)
-    length, free = options.tokens or train.max_tokens, (1 - RESERVE) * memory
+    ranks, gib, memory, own = gpus or ranks, memory, memory * GIB, shape(config)
+    length, free = tokens or train.max_tokens, (1 - RESERVE) * memory
     step = tokens_of(train, prompt, length)
     lines = [
         f"{name}: {own.total:,} parameters, {own.products / 1e9:.2f} B of them multiplied with a token; {ranks} x "
-        f"{options.memory:g} GiB",
+        f"{gib:g} GiB",
         f"a step: {step:,} tokens, {step // ranks:,} a GPU, {largest_pass(train, prompt, ranks).tokens:,} in a pass "
         f"(prompts of {prompt:,}, responses of {length:,})",
     ]
@@ -439,32 +451,9 @@ def report(name: str, options: argparse.Namespace) -> str:
         lines += [f"it fits in {spare}: the {phase} leaves {-over[phase] / GIB:.1f} GiB"]
     work = flops_of(own, train, prompt, length)
     lines += ["TFLOP a step: " + ", ".join(f"{name} {amount / 1e12:,.0f}" for name, amount in work.items())]
-    if not (options.flops and options.bandwidth):
+    if not (flops and bandwidth):
         return "\n".join([*lines, "for seconds, state --flops and --bandwidth as a GPU sustains them"])
-    found = seconds_of(own, train, prompt, length, ranks, memory, options.flops * 1e12, options.bandwidth * 1e12)
-    at = f"at {options.flops:g} TFLOP/s and {options.bandwidth:g} TB/s a GPU"
+    found = seconds_of(own, train, prompt, length, ranks, memory, flops * 1e12, bandwidth * 1e12)
+    at = f"at {flops:g} TFLOP/s and {bandwidth:g} TB/s a GPU"
     each = ", ".join(f"{name} {seconds:,.1f}" for name, seconds in found.items())
     return "\n".join([*lines, f"seconds a step {at}: {sum(found.values()):,.1f} ({each})"])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Plan a preset or an entry of `scale`: memory by part, tokens a step, seconds; does it fit, and what to change."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.scale.plan", description=main.__doc__)
-    parser.add_argument("name", help="a preset or an entry of scale in params.yaml")
-    parser.add_argument("--gpus", type=int, help="all of them (default: the entry's nodes x ranks)")
-    parser.add_argument("--memory", type=float, default=80, help="GiB of one GPU (default 80)")
-    parser.add_argument("--flops", type=float, help="TFLOP/s that a GPU sustains in training")
-    parser.add_argument("--bandwidth", type=float, help="TB/s that a GPU reads its memory with")
-    parser.add_argument("--tokens", type=int, help="mean length of a response (default: the longest)")
-    options = parser.parse_args(arguments)
-    try:
-        for key in ("gpus", "memory", "flops", "bandwidth", "tokens"):
-            value = getattr(options, key)
-            params.require(value is None or value > 0, f"--{key}", value, "> 0")
-        print(report(options.name, options))
-    except ValueError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

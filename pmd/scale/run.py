@@ -1,8 +1,8 @@
 """A run of any size: an entry of `scale:` in params.yaml, trained by torchrun.
 
-    python -m pmd.scale.run NAME                                              # one process
-    torchrun --standalone --nproc-per-node 8 -m pmd.scale.run NAME            # eight GPUs of one machine
-    sbatch --nodes 4 scripts/train.slurm NAME                             # four machines
+    pmd scale NAME                                                # one process
+    torchrun --standalone --nproc-per-node 8 -m pmd scale NAME    # eight GPUs of one machine
+    sbatch --nodes 4 scripts/train.slurm NAME                     # four machines
 
 The run is made in runs/<preset>/scale/NAME-work, where a later call goes on from the last checkpoint, on as many ranks
 as it has. notebooks/9-scale.ipynb starts torchrun itself (`launch`) and moves what is finished to
@@ -11,7 +11,6 @@ runs/<preset>/scale/NAME.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import traceback
@@ -129,15 +128,11 @@ def _read(kind: Any, model: str, name: str) -> Any:
         raise ValueError(f"{path}: the {name} cannot be loaded ({' '.join(str(error).split())[:200]})") from error
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train one entry of `scale:`: a rank of a torchrun job, or the only process."""
-    parser = argparse.ArgumentParser(prog="python -m pmd.scale.run", description=main.__doc__)
-    parser.add_argument("name", help="an entry of scale:")
-    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml", help="another params.yaml")
-    options = parser.parse_args(arguments)
+def run_rank(name: str, file: Path | None = None) -> None:
+    """Train one entry of `scale:` in params.yaml (or `file`); a failure ends the process in one line."""
     torchrun.tether()
     try:
-        work(params.load(options.params), options.name, progress=torchrun.TETHER not in os.environ)
+        work(params.load(file or ROOT / "params.yaml"), name, progress=torchrun.TETHER not in os.environ)
     except (ValueError, OSError, FloatingPointError) as error:
         torchrun.fail(" ".join(str(error).split()))
     except Exception as error:
@@ -180,7 +175,7 @@ def _run(values: dict[str, Any], entry: Scale, config: Train, work: Path) -> Non
     done = last_row(work)["step"]
     with tqdm(total=config.steps, desc=entry.name, unit="step", initial=done, mininterval=5) as bar:
         failed = torchrun.run(
-            ["pmd.scale.run", entry.name, "--params", str(given)],
+            ["pmd", "scale", entry.name, "--params", str(given)],
             entry.ranks,
             config.threads,
             log,
@@ -199,7 +194,7 @@ def _trained_elsewhere(entry: Scale, config: Train, out: Path) -> None:
     if done is None:
         command = (
             f"torchrun --nnodes {entry.nodes} --nproc-per-node {entry.ranks} --rdzv-backend c10d "
-            f"--rdzv-id {entry.name} --rdzv-endpoint HEAD:29500 -m pmd.scale.run {entry.name}"
+            f"--rdzv-id {entry.name} --rdzv-endpoint HEAD:29500 -m pmd scale {entry.name}"
         )
         raise ValueError(
             f"scale.{entry.name}.nodes: got {entry.nodes}, and a notebook starts processes on its own machine only; "
@@ -231,7 +226,3 @@ def measure(out: Path) -> dict:
         "peak_memory_mb": max((row["peak_memory_mb"] for row in timing), default=None),
         **job,
     }
-
-
-if __name__ == "__main__":
-    main()
