@@ -5,20 +5,28 @@ from __future__ import annotations
 import re
 import types
 import typing
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 
 from pmd.files import ROOT, write_text
+from pmd.methods import ENGINES
+
+if TYPE_CHECKING:
+    from pmd.harness.config import Train
+
+S = TypeVar("S", bound="Settings")
 
 OPEN = ("tasks", "sets", "hub_sets", "benchmark", "scale")
 """Namespaces whose entries a preset may add to: they are named by whoever writes them."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-TRAIN_DTYPES = ("float32", "bfloat16")  # float16 gradients underflow without a loss scale
-TRAIN_ENGINES = ("torch", "vllm")
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -27,18 +35,80 @@ def require(condition: bool, key: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{key}: got {value!r}, must be {allowed}")
 
 
-def known_engines() -> list[str]:
-    """The names of the engines a benchmark can sample with; imported late, as the objectives are."""
-    from pmd.evaluators.benchmark import ENGINES
-
-    return sorted(ENGINES)
+# --- settings as pydantic models ------------------------------------------------------------------------------------
 
 
-def known_methods() -> list[str]:
-    """The names of the objectives; imported late because torch takes seconds to load and nothing else here needs it."""
-    from pmd.trainer.objectives import OBJECTIVES
+class Settings(BaseModel):
+    """A namespace of params.yaml. Every key must be there and none other; values keep their type (an integer is a
+    number too, true and false are not); numbers are finite; the object cannot be changed.
 
-    return sorted(OBJECTIVES)
+    A validator of several fields raises `require` with a field's name as the key; `read` puts the namespace before it.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """For `Annotated[str, one_of(names)]`: one of these names and no other string."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def read(cls: type[S], namespace: str, values: Any) -> S:
+    """`cls` made of a mapping; ValueError `namespace.key: got value, must be …` in one line for the first bad key."""
+    require(isinstance(values, dict), namespace, values, f"a mapping with {', '.join(cls.model_fields)}")
+    for key in values:
+        allowed = f"left out: the keys are {', '.join(cls.model_fields)}"
+        require(key in cls.model_fields, f"{namespace}.{key}", values[key], allowed)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as caught:
+        error = caught.errors()[0]
+    if not error["loc"]:  # from a validator of several fields, which says all but the namespace
+        raise ValueError(f"{namespace}.{error['ctx']['error']}")
+    key = error["loc"][0]
+    if error["type"] == "missing":
+        raise ValueError(f"{namespace}.{key}: missing, must be {_kind(cls.model_fields[key].annotation)}")
+    raise ValueError(f"{namespace}.{key}: got {values[key]!r}, must be {_allowed(cls.model_fields[key], error)}")
+
+
+def _allowed(field: FieldInfo, error: ErrorDetails) -> str:
+    """What the value of a field must be, of which `error` is what it is not."""
+    if error["type"] == "value_error":  # from a validator of this field, such as `one_of`
+        return str(error["ctx"]["error"])
+    if error["type"] not in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return _kind(field.annotation)
+    bounds = {
+        name: getattr(bound, name)
+        for bound in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(bound, name)
+    }
+    least, most = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if most is None:
+        text = f"at least {least}" if "ge" in bounds else f"> {least}"
+    else:
+        text = f"in {'[' if 'ge' in bounds else '('}{least}, {most}{']' if 'le' in bounds else ')'}"
+    return text + (" or null" if type(None) in typing.get_args(field.annotation) else "")
+
+
+_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+
+
+def _kind(hint: Any) -> str:
+    """The name of a type in an error, for someone who writes YAML."""
+    inner, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(str, inner))
+    if origin in (list, dict):
+        kind = {list: "a list", dict: "a mapping"}[origin]
+        return kind if inner[-1] is Any else f"{kind}, each {'' if origin is list else 'value '}{_kind(inner[-1])}"
+    return " or ".join(_kind(option) for option in inner) if inner else _KINDS.get(hint, str(hint))
 
 
 @dataclass(frozen=True)
@@ -73,113 +143,6 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Train:
-    """One reinforcement-learning run; the paper's symbols in brackets.
-
-    prompts x group_size [n] rollouts a step, minibatches [K] optimizer steps on them, each of whole groups;
-    warmup: steps of linear learning-rate warm-up; tau [τ] refers to rewards in {0, 1};
-    filter_low, filter_high: groups kept by mean reward, null being no bound; normalise: "length" (1/L) or
-    "constant" (1/max_tokens); temperature, max_tokens: of the rollouts (top-p is 1: log-ratios of truncated samples
-    are biased); probe: minibatches on which −mean(s) is measured; eval_*: the evaluations during training.
-    microbatch_tokens: packed tokens of a forward pass, null being the whole minibatch in one; dtype: of the products in
-    it (weights and optimizer stay float32); checkpoint_activations: keep layers' inputs only, compute the rest again.
-    microbatch_tokens and checkpoint_activations change a gradient by rounding alone; so does compile, which lets
-    torch.compile fuse the layers (on a CPU it needs a C++ compiler). engine: what samples, with engine_options of its
-    own; importance_cap: the bound C of the truncated importance weights min(π_t/π_engine, C), null for none;
-    staleness: rollouts are this many steps old when they are trained on; rollout_device: where a copy of the policy
-    samples them while the update runs, null being the policy itself, before the update.
-    """
-
-    method: str
-    seed: int
-    steps: int
-    prompts: int
-    group_size: int
-    minibatches: int
-    lr: float
-    warmup: int
-    beta1: float
-    beta2: float
-    weight_decay: float
-    grad_clip: float
-    tau: float
-    clip_low: float
-    clip_high: float
-    normalise: str
-    filter_low: float | None
-    filter_high: float | None
-    max_tokens: int
-    temperature: float
-    probe: int
-    eval_every: int
-    eval_prompts: int
-    eval_k: int
-    eval_max_tokens: int
-    eval_top_p: float
-    checkpoint_every: int
-    device: str
-    dtype: str
-    microbatch_tokens: int | None
-    checkpoint_activations: bool
-    compile: bool
-    engine: str
-    engine_options: dict
-    importance_cap: float | None
-    staleness: int
-    rollout_device: str | None
-    threads: int
-
-    def __post_init__(self):
-        def check(condition: bool, key: str, allowed: str) -> None:
-            require(condition, f"train.{key}", getattr(self, key), allowed)
-
-        check(self.method in known_methods(), "method", f"one of {', '.join(known_methods())}")
-        for key in (
-            "prompts",
-            "minibatches",
-            "max_tokens",
-            "eval_every",
-            "eval_prompts",
-            "eval_k",
-            "eval_max_tokens",
-            "checkpoint_every",
-            "threads",
-        ):
-            check(getattr(self, key) >= 1, key, "at least 1")
-        check(self.seed >= 0, "seed", "at least 0")
-        check(self.steps >= 0, "steps", "at least 0")
-        check(self.warmup >= 0, "warmup", "at least 0")
-        check(self.group_size >= 2, "group_size", "at least 2 (a baseline needs group-mates)")
-        check(
-            self.prompts % self.minibatches == 0,
-            "minibatches",
-            f"a divisor of train.prompts = {self.prompts}",
-        )
-        check(1 <= self.probe <= self.minibatches, "probe", f"in 1..train.minibatches = {self.minibatches}")
-        for key in ("lr", "tau", "grad_clip", "temperature"):
-            check(getattr(self, key) > 0, key, "> 0")
-        for key in ("beta1", "beta2"):
-            check(0 <= getattr(self, key) < 1, key, "in [0, 1)")
-        check(self.weight_decay >= 0, "weight_decay", "at least 0")
-        check(0 <= self.clip_low <= 1, "clip_low", "in [0, 1]")
-        check(self.clip_high >= 0, "clip_high", "at least 0")
-        check(self.normalise in ("length", "constant"), "normalise", "length or constant")
-        low, high = (self.filter_low, self.filter_high)
-        check(low is None or high is None or low < high, "filter_low", f"below train.filter_high = {high}")
-        check(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
-        check(self.dtype in TRAIN_DTYPES, "dtype", f"one of {', '.join(TRAIN_DTYPES)}")
-        check(self.microbatch_tokens is None or self.microbatch_tokens >= 1, "microbatch_tokens", "at least 1 or null")
-        check(self.engine in TRAIN_ENGINES, "engine", f"one of {', '.join(TRAIN_ENGINES)}")
-        check(self.engine != "torch" or not self.engine_options, "engine_options", "{}: the torch engine has none")
-        check(self.staleness >= 0, "staleness", "at least 0")
-        check(self.rollout_device is None or self.staleness > 0, "rollout_device", "null unless train.staleness is > 0")
-        weighted = self.importance_cap is not None
-        check(not weighted or self.importance_cap > 0, "importance_cap", "> 0 or null")
-        check(not weighted or self.engine == "vllm", "importance_cap", "null unless train.engine is vllm")
-        check(not weighted or self.temperature == 1, "importance_cap", "null unless train.temperature is 1")
-
-
-@dataclass(frozen=True)
 class Scale:
     """A run of any size, by torchrun: an entry of `scale:`, named by its key.
 
@@ -209,11 +172,6 @@ class Scale:
         check(all(isinstance(path, str) for path in self.sets.values()), "sets", "a mapping of names to files")
         for key in ("max_prompt_tokens", "nodes", "ranks"):
             check(getattr(self, key) >= 1, key, "at least 1")
-
-
-def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
-    """What run.json holds and two runs must share to be one: every parameter, the ablation axis, the tags."""
-    return asdict(config) | {"axis": None} | tags
 
 
 @dataclass(frozen=True)
@@ -266,7 +224,7 @@ class Benchmark:
             require(condition, f"benchmark.{self.name}.{key}", getattr(self, key), allowed)
 
         check(re.fullmatch(r"[\w-]+", self.name) is not None, "name", "letters, digits, - and _: it names files")
-        check(self.engine in known_engines(), "engine", f"one of {', '.join(known_engines())}")
+        check(self.engine in ENGINES, "engine", f"one of {', '.join(ENGINES)}")
         for key in ("k", "max_tokens", "max_prompt_tokens"):
             check(getattr(self, key) >= 1, key, "at least 1")
         check(self.limit is None or self.limit >= 1, "limit", "at least 1 or null")
@@ -345,20 +303,24 @@ def scale(values: dict[str, Any], name: str) -> tuple[Scale, Train]:
 
 
 def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:
-    """One run: the shared `train` namespace, overridden by the method's own entry, then by `changes`."""
-    require(method in known_methods(), "method", method, f"one of {', '.join(known_methods())}")
-    if method not in methods:
-        raise ValueError(f"methods.{method}: missing, must be a mapping of train's keys (at least lr)")
-    shared = {key: value for key, value in values.items() if key != "seeds"}
-    return strict(Train, "train", shared | methods[method] | changes | {"method": method, "seed": seed})
+    """`pmd.harness.config.train_config`, by its old name until its callers call that."""
+    from pmd.harness.config import train_config
+
+    return train_config(method, seed, {"train": values, "methods": methods}, **changes)
 
 
 def seeds(values: dict[str, Any], key: str = "train.seeds") -> list[int]:
-    """A namespace's `seeds`, checked: at least one, all different."""
-    found = values.get("seeds")
-    good = isinstance(found, list) and found and all(type(s) is int and s >= 0 for s in found)
-    require(bool(good) and len(set(found)) == len(found), key, found, "a list of different integers >= 0")
-    return found
+    """`pmd.harness.config.seeds`, by its old name until its callers call that."""
+    from pmd.harness import config
+
+    return config.seeds(values, key)
+
+
+def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
+    """`pmd.harness.config.identity`, by its old name until its callers call that."""
+    from pmd.harness import config as harness
+
+    return harness.identity(config, tags)
 
 
 def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:

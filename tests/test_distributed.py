@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pmd.files import ROOT, read_jsonl
+from pmd.harness.config import Train
 from pmd.model import checkpoint, distributed
 from pmd.model.loading import load_policy
-from pmd.params import Train
 from pmd.problems.verifier import Verdict
 from pmd.sampling import scoring
 from pmd.trainer import loop
@@ -47,7 +46,7 @@ def job(spec: dict) -> None:
 def two_ranks(base: Path, outs: dict[Path, dict]) -> None:
     """Run `job` on two gloo ranks for each of these folders and changes, in one torchrun job."""
     folder = next(iter(outs)).parent
-    specs = [{"config": asdict(config(**c)), "base": str(base), "out": str(out)} for out, c in outs.items()]
+    specs = [{"config": config(**c).model_dump(), "base": str(base), "out": str(out)} for out, c in outs.items()]
     (folder / "specs.json").write_text(json.dumps(specs))
     (folder / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -129,9 +128,6 @@ def test_stale_rollouts_are_the_old_policys_and_wait_in_the_checkpoint(tmp_path,
     assert rows[0]["successes"] == first[0]["successes"]  # both from θ_1
     assert rows[0]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-5)
     assert rows[1]["lambda"] > rows[0]["lambda"]  # two updates away from the policy that sampled
-    one_rank(tmp_path / "meanwhile", changes | {"rollout_device": "cpu"})  # sampled while the update runs
-    for name in ("log.jsonl", "eval.jsonl", "last/model.safetensors"):
-        assert (tmp_path / "meanwhile" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     kept = tmp_path / "part"
     stopped = loop.learn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pmd.methods import METHODS
 from pmd.trainer import objectives
 from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, keep_groups
 
@@ -213,11 +215,20 @@ def test_regression_is_minimised_where_theory_says():
     assert objectives.regression(at_minimum, Hyper(tau=0.1))[0].item() == pytest.approx(0, abs=1e-24)
 
 
-def test_the_registry_refuses_a_duplicate_and_stays_as_it_was():
-    before = OBJECTIVES["grpo"]
-    with pytest.raises(ValueError, match="'grpo' is registered already"):
-        objectives.register("grpo", objectives.group_mean, objectives.reinforce)
-    assert OBJECTIVES["grpo"] is before
+def test_a_method_reads_the_settings_that_it_says_and_no_others():
+    """Each setting changed alone changes advantage or loss if and only if the method's entry lists it."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    before = {"tau": 0.3, "clip_low": 0.1, "clip_high": 0.1, "normalise": "length"}
+    after = {"tau": 0.6, "clip_low": 0.01, "clip_high": 0.01, "normalise": "constant"}
+
+    def value(method: str, settings: dict) -> list[float]:
+        advantage = OBJECTIVES[method].advantage(rewards, settings["tau"])[0]
+        batches = [replace(minibatch(seed)[0], advantage=advantage) for seed in range(4)]
+        return [OBJECTIVES[method].loss(batch, Hyper(**settings))[0].item() for batch in batches]
+
+    for method, entry in METHODS.items():
+        read = {name for name in before if value(method, before) != value(method, before | {name: after[name]})}
+        assert read == set(entry.uses), method
 
 
 def test_groups_are_kept_in_the_open_interval():

@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "model": set(),
     "foreign_sets": {"problems"},
     "sampling": {"problems", "model"},
-    "trainer": {"problems", "model", "sampling", "theory"},
+    "harness": {"problems", "model", "sampling"},
+    "trainer": {"problems", "model", "sampling", "theory", "harness"},
     "evaluators": {"problems", "model", "sampling"},
-    "scale": {"problems", "model", "sampling", "trainer"},
-    "experiments": {"problems", "model", "sampling", "trainer", "scale"},
+    "scale": {"problems", "model", "sampling", "harness", "trainer"},
+    "experiments": {"problems", "model", "sampling", "harness", "trainer", "scale"},
     "paper": {"theory", "sampling", "evaluators"},
 }
 """Which rooms a room may import. Every one may import the plumbing."""

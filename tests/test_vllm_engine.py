@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from pmd import params
 from pmd.evaluators import benchmark
+from pmd.methods import ENGINES
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
 from pmd.sampling.torch_engine import Sampling
@@ -37,7 +37,7 @@ def test_a_missing_vllm_is_one_line_that_says_how_to_install_it(tiny, monkeypatc
 
 
 def test_a_benchmark_may_name_the_engine():
-    assert params.known_engines() == ["torch", "vllm"]
+    assert set(benchmark.ENGINES) == set(ENGINES)
     assert benchmark.ENGINES["vllm"] is benchmark.vllm_engine
 
 

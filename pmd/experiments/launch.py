@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pmd.files import fingerprint, read_json, workers
-from pmd.params import Train, identity
+from pmd.harness.config import Train, identity
 from pmd.problems.arithmetic import read_problems
 from pmd.processes import processes
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from pmd import params
 from pmd.experiments.launch import last_row, show
 from pmd.files import ROOT, fingerprint, read_json, read_jsonl, write_json
-from pmd.params import Scale, Train, identity
+from pmd.harness.config import Train, identity
+from pmd.params import Scale
 from pmd.problems.arithmetic import read_problems
 from pmd.scale import torchrun
 

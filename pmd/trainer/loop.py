@@ -7,12 +7,10 @@ checkpoint. In a torchrun job every rank runs this loop; pmd/model/distributed.p
 
 from __future__ import annotations
 
-import copy
 import json
 import resource
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +19,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmd.files import digest, read_json, read_jsonl, write_json, write_jsonl
+from pmd.harness.config import Train, identity
 from pmd.model import checkpoint, distributed, threads
 from pmd.model.forward import checkpoint_activations, compile_layers
-from pmd.model.loading import check_device, load_policy, save_policy
-from pmd.params import Train, identity
+from pmd.model.loading import load_policy, save_policy
 from pmd.problems.prompts import encode
 from pmd.sampling.scoring import accuracy, respond, score, summarise
 from pmd.sampling.seeds import derive, prompt_order
@@ -37,10 +35,9 @@ LOGS = ("log.jsonl", "timing.jsonl", "eval.jsonl")
 
 @dataclass
 class Policy:
-    """What a rank trains and samples from; source: the model that the engine samples, itself or a copy elsewhere."""
+    """What a rank trains and samples from."""
 
     model: PreTrainedModel
-    source: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
     engine: Engine
@@ -84,11 +81,8 @@ def train(
     for step in range(first, config.steps + 1):
         clock = Clock({"checkpoint": carried})
         if step > 0:
-            rollouts, following = _rollouts(config, step, policy, problems, waiting, clock)
+            rollouts = _rollouts(config, step, policy, problems, waiting, clock)
             row = learn(config, step, policy.model, policy.optimizer, rollouts, clock) | _drift(policy.engine)
-            if following:
-                with clock.phase("rollout"):  # what the update did not hide
-                    waiting[step + config.staleness] = following.result()
             state["tokens"] += rollouts.tokens
             state["rollouts"] += config.prompts * config.group_size
             _append(
@@ -143,19 +137,10 @@ def load(config: Train, base: str | Path, device: str, engine: Callable[..., Eng
         compile_layers(model)
     if many:
         distributed.shard(model, device)
-    source = _elsewhere(model, config.rollout_device) if config.rollout_device else model
     betas = (config.beta1, config.beta2)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True)
     make = engine or ENGINES[config.engine]
-    return Policy(model, source, tokenizer, optimizer, make(source, tokenizer.eos_token_id, **config.engine_options))
-
-
-def _elsewhere(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    """A copy of the policy on another device; ValueError if there is none or the policy is sharded."""
-    if distributed.world()[1] > 1:
-        raise ValueError(f"train.rollout_device: got {device!r}, must be null with several ranks")
-    check_device(device)
-    return copy.deepcopy(model).requires_grad_(False).to(device)
+    return Policy(model, tokenizer, optimizer, make(model, tokenizer.eos_token_id, **config.engine_options))
 
 
 def _torch_engine(model: PreTrainedModel, eos: int) -> Engine:
@@ -186,40 +171,24 @@ def _drift(engine: Engine) -> dict:
 
 def _rollouts(
     config: Train, step: int, policy: Policy, problems: list[dict], waiting: dict[int, Rollouts], clock: Clock
-) -> tuple[Rollouts, Future | None]:
-    """(what `step` learns from, what is being sampled meanwhile on another device).
+) -> Rollouts:
+    """What `step` learns from.
 
     With staleness s, step t samples the batch of step t + s, which then waits together with the log π_t of the policy
     that sampled it; the first s batches are sampled at the first step.
     """
     if config.staleness == 0:
-        return _sample(config, step, policy, problems, clock), None
-    _refresh(policy)
+        return _sample(config, step, policy, problems, clock)
     last = min(step + config.staleness, config.steps)
-    missing = list(range(max(waiting, default=step - 1) + 1, last + 1))
-    meanwhile = missing.pop() if config.rollout_device and missing else None
-    for at in missing:
+    for at in range(max(waiting, default=step - 1) + 1, last + 1):
         waiting[at] = _sample_to_wait(config, at, policy, problems, clock)
-    if meanwhile is None:
-        return waiting.pop(step), None
-    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.threads,))
-    following = pool.submit(_sample_to_wait, config, meanwhile, policy, problems, Clock({}))
-    pool.shutdown(wait=False)
-    return waiting.pop(step), following
+    return waiting.pop(step)
 
 
 def _sample_to_wait(config: Train, step: int, policy: Policy, problems: list[dict], clock: Clock) -> Rollouts:
     fresh = _sample(config, step, policy, problems, clock)
     with clock.phase("old"):
-        return replace(fresh, **remember(config, policy.source, fresh))
-
-
-@torch.no_grad()
-def _refresh(policy: Policy) -> None:
-    """Give the copy that samples elsewhere the present weights."""
-    if policy.source is not policy.model:
-        for mine, new in zip(policy.source.parameters(), policy.model.parameters(), strict=True):
-            mine.copy_(new)
+        return replace(fresh, **remember(config, policy.model, fresh))
 
 
 def _sample(config: Train, step: int, policy: Policy, problems: list[dict], clock: Clock) -> Rollouts:
@@ -257,7 +226,6 @@ def judge(problems: list[dict], prompts: list[list[int]], responses: list[list[l
 def _evaluate(config: Train, step: int, policy: Policy, sets: dict, out: Path, state: dict) -> None:
     """Evaluate on every set; a better validation score keeps the weights in `best/`."""
     sampling = Sampling(config.eval_max_tokens, 1.0, config.eval_top_p)
-    _refresh(policy)
     for name, problems in sets.items():
         seed = derive(config.seed, step, f"eval/{name}")
         samples = respond(policy.engine, policy.tokenizer, problems, config.eval_k, sampling, seed)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pmd.methods import METHODS
+
 # --- advantages: rewards [G, n] -> [G, n] ---------------------------------------------------------------------------
 
 
@@ -168,37 +170,23 @@ def clipped_weight(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
     return -batch.token_mean(weight * batch.advantage[batch.sequence] * batch.log_ratio), weight != ratio
 
 
-# --- the registry --------------------------------------------------------------------------------------------------
+# --- the methods ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A method: how rewards become advantages, and what is minimised."""
+    """A method: how rewards become advantages, what is minimised, and the settings that the two read."""
 
     advantage: Callable[[Tensor, float], Tensor]
     loss: Loss
     uses: frozenset[str]
 
 
-OBJECTIVES: dict[str, Objective] = {}
-
-
-def register(name: str, advantage: Callable[[Tensor, float], Tensor], loss: Loss, *uses: str) -> None:
-    """Add a method; `uses` names the fields of Hyper that it reads. ValueError if the name is taken."""
-    if name in OBJECTIVES:
-        raise ValueError(f"objective {name!r} is registered already; choose another name")
-    OBJECTIVES[name] = Objective(advantage, loss, frozenset(uses))
-
-
-register("pmd-mean", leave_one_out_mean, regression, "tau", "normalise")
-register("pmd-part", leave_one_out_partition, regression, "tau", "normalise")
-register("kimi", group_mean, regression, "tau", "normalise")
-register("rloo", leave_one_out_mean, reinforce, "normalise")
-register("grpo", group_standardised, token_clip, "clip_low", "clip_high")
-register("grpo-unclipped", group_standardised, token_unclipped)
-register("gspo", group_standardised, sequence_clip, "clip_low", "clip_high")
-register("dr-grpo", group_mean, token_clip_constant, "clip_low", "clip_high")
-register("cispo", group_standardised, clipped_weight, "clip_low", "clip_high")
+OBJECTIVES: dict[str, Objective] = {
+    name: Objective(globals()[method.advantage], globals()[method.loss], frozenset(method.uses))
+    for name, method in METHODS.items()
+}
+"""Every method of pmd/methods.py, which names its advantage and its loss: two functions of this file."""
 
 
 def keep_groups(rewards: Tensor, low: float | None, high: float | None) -> Tensor:

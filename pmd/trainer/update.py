@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from pmd.harness.config import Train
 from pmd.model.distributed import gather, sharded, total, world
 from pmd.model.forward import log_probs
-from pmd.params import Train
 from pmd.theory import population
 from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, group_mean, keep_groups, leave_one_out_mean
 from pmd.trainer.passes import Microbatch, Rollouts, microbatch, passes, split
