@@ -44,7 +44,7 @@ def values_for(notebook: Path, given: dict[str, Any], namespaces: dict[str, Any]
             name in names,
             f"{notebook.name} -p {name}",
             given[name],
-            f"one of its parameters: {', '.join(names)}",
+            f"one of its parameters: {params.listed(names, name)}",
         )
     return {name: namespaces[name] for name in names if name in namespaces} | given
 

@@ -1,14 +1,20 @@
-"""The validated view of params.yaml: each namespace is a frozen dataclass, every value is checked before any work."""
+"""params.yaml: reading it, checking a namespace against its class, applying a preset.
+
+The classes stand beside the code that reads them: `Base` (pmd/model/from_scratch.py), `Train` (pmd/harness/config.py),
+`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale), `Task` (pmd/problems/arithmetic.py) and `ProblemSet`
+(pmd/foreign_sets/formats.py).
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,7 +22,6 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 
 from pmd.files import ROOT, write_text
-from pmd.methods import ENGINES
 
 if TYPE_CHECKING:
     from pmd.harness.config import Train
@@ -25,8 +30,6 @@ S = TypeVar("S", bound="Settings")
 
 OPEN = ("tasks", "sets", "hub_sets", "benchmark", "scale")
 """Namespaces whose entries a preset may add to: they are named by whoever writes them."""
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -39,32 +42,42 @@ def require(condition: bool, key: str, value: Any, allowed: str) -> None:
 
 
 class Settings(BaseModel):
-    """A namespace of params.yaml. Every key must be there and none other; values keep their type (an integer is a
-    number too, true and false are not); numbers are finite; the object cannot be changed.
+    """A namespace of params.yaml, or an entry of one: every value is checked before any work.
 
-    A validator of several fields raises `require` with a field's name as the key; `read` puts the namespace before it.
+    Every key must be there unless its field has a default, and none other. Values keep their type (an integer is a
+    number too, true and false are not); numbers are finite; the object cannot be changed. A validator of several
+    fields calls `require` with a field's name as the key; `read` puts the namespace before it.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def one_of(names: Collection[str]) -> AfterValidator:
-    """For `Annotated[str, one_of(names)]`: one of these names and no other string."""
+def must(good: Callable[[Any], bool], allowed: str) -> AfterValidator:
+    """For `Annotated[str, must(good, "what it must be")]`: a value of the type for which `good` holds."""
 
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"one of {', '.join(names)}")
+    def check(value: Any) -> Any:
+        if not good(value):
+            raise ValueError(allowed)
         return value
 
     return AfterValidator(check)
 
 
+def one_of(names: Collection[str]) -> AfterValidator:
+    """For `Annotated[str, one_of(names)]`: one of these names and no other string."""
+    return must(names.__contains__, f"one of {', '.join(names)}")
+
+
+FileName = Annotated[str, must(re.compile(r"[\w-]+").fullmatch, "letters, digits, - and _: it names files")]
+"""The type of an entry's name that becomes the name of a file or folder."""
+
+
 def read(cls: type[S], namespace: str, values: Any) -> S:
     """`cls` made of a mapping; ValueError `namespace.key: got value, must be …` in one line for the first bad key."""
-    require(isinstance(values, dict), namespace, values, f"a mapping with {', '.join(cls.model_fields)}")
+    fields = cls.model_fields
+    require(isinstance(values, dict), namespace, values, f"a mapping with {', '.join(fields)}")
     for key in values:
-        allowed = f"left out: the keys are {', '.join(cls.model_fields)}"
-        require(key in cls.model_fields, f"{namespace}.{key}", values[key], allowed)
+        require(key in fields, f"{namespace}.{key}", values[key], f"left out: the keys are {listed(fields, key)}")
     try:
         return cls.model_validate(values)
     except ValidationError as caught:
@@ -73,8 +86,23 @@ def read(cls: type[S], namespace: str, values: Any) -> S:
         raise ValueError(f"{namespace}.{error['ctx']['error']}")
     key = error["loc"][0]
     if error["type"] == "missing":
-        raise ValueError(f"{namespace}.{key}: missing, must be {_kind(cls.model_fields[key].annotation)}")
-    raise ValueError(f"{namespace}.{key}: got {values[key]!r}, must be {_allowed(cls.model_fields[key], error)}")
+        raise ValueError(f"{namespace}.{key}: missing, must be {_kind(fields[key].annotation)}")
+    raise ValueError(f"{namespace}.{key}: got {values[key]!r}, must be {_allowed(fields[key], error)}")
+
+
+def read_entry(cls: type[S], namespace: str, entries: dict[str, Any], name: str) -> S:
+    """The entry `name` of a namespace whose entries are named freely; `cls` has a field `name` for it."""
+    known = f"one of its entries: {listed(entries, name) or 'there is none'}"
+    require(name in entries, namespace, name, known)
+    require(isinstance(entries[name], dict), f"{namespace}.{name}", entries[name], "a mapping")
+    return read(cls, f"{namespace}.{name}", {"name": name} | entries[name])
+
+
+def listed(names: Iterable[str], meant: str) -> str:
+    """Names for an error message, and the one of them that looks most like what was given."""
+    names = list(map(str, names))
+    nearest = difflib.get_close_matches(str(meant), names, 1)
+    return ", ".join(names) + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _allowed(field: FieldInfo, error: ErrorDetails) -> str:
@@ -90,7 +118,9 @@ def _allowed(field: FieldInfo, error: ErrorDetails) -> str:
         if hasattr(bound, name)
     }
     least, most = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    if most is None:
+    if "ge" in bounds and "le" in bounds and field.annotation is int:
+        text = f"in {least}..{most}"
+    elif most is None:
         text = f"at least {least}" if "ge" in bounds else f"> {least}"
     else:
         text = f"in {'[' if 'ge' in bounds else '('}{least}, {most}{']' if 'le' in bounds else ')'}"
@@ -109,37 +139,6 @@ def _kind(hint: Any) -> str:
         kind = {list: "a list", dict: "a mapping"}[origin]
         return kind if inner[-1] is Any else f"{kind}, each {'' if origin is list else 'value '}{_kind(inner[-1])}"
     return " or ".join(_kind(option) for option in inner) if inner else _KINDS.get(hint, str(hint))
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base model: architecture and supervised training."""
-
-    seed: int
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    feedforward: int
-    steps: int
-    batch: int
-    lr: float
-    warmup: int
-    device: str
-    threads: int
-
-    def __post_init__(self):
-        for key in ("layers", "width", "heads", "kv_heads", "feedforward", "steps", "batch", "threads"):
-            require(getattr(self, key) >= 1, f"base.{key}", getattr(self, key), "at least 1")
-        require(self.width % self.heads == 0, "base.heads", self.heads, f"a divisor of base.width = {self.width}")
-        require(
-            self.heads % self.kv_heads == 0,
-            "base.kv_heads",
-            self.kv_heads,
-            f"a divisor of base.heads = {self.heads}",
-        )
-        require(self.lr > 0, "base.lr", self.lr, "> 0")
-        require(0 <= self.warmup <= self.steps, "base.warmup", self.warmup, f"in 0..base.steps = {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -172,66 +171,6 @@ class Scale:
         check(all(isinstance(path, str) for path in self.sets.values()), "sets", "a mapping of names to files")
         for key in ("max_prompt_tokens", "nodes", "ranks"):
             check(getattr(self, key) >= 1, key, "at least 1")
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Sampling of a checkpoint on the test sets."""
-
-    sets: list[str]
-    k: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    seed: int
-    device: str
-
-    def __post_init__(self):
-        require(len(self.sets) > 0, "evaluate.sets", self.sets, "at least one problem set")
-        require(self.k >= 1, "evaluate.k", self.k, "at least 1")
-        require(self.max_tokens >= 1, "evaluate.max_tokens", self.max_tokens, "at least 1")
-        require(self.temperature > 0, "evaluate.temperature", self.temperature, "> 0")
-        require(0 < self.top_p <= 1, "evaluate.top_p", self.top_p, "in (0, 1]")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One model on one problem set: an entry of `benchmark:`, named by its key.
-
-    model, against: Hugging Face model directories, relative to the repository or absolute; the two are compared
-    problem by problem, and the same folder twice means no comparison (DVC's dependencies cannot be null);
-    problems: a JSONL file; limit: its first problems only, null for all; max_prompt_tokens: longer ones are left out
-    and counted.
-    """
-
-    name: str
-    model: str
-    against: str
-    problems: str
-    limit: int | None
-    engine: str
-    device: str
-    dtype: str
-    k: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    max_prompt_tokens: int
-    seed: int
-
-    def __post_init__(self):
-        def check(condition: bool, key: str, allowed: str) -> None:
-            require(condition, f"benchmark.{self.name}.{key}", getattr(self, key), allowed)
-
-        check(re.fullmatch(r"[\w-]+", self.name) is not None, "name", "letters, digits, - and _: it names files")
-        check(self.engine in ENGINES, "engine", f"one of {', '.join(ENGINES)}")
-        for key in ("k", "max_tokens", "max_prompt_tokens"):
-            check(getattr(self, key) >= 1, key, "at least 1")
-        check(self.limit is None or self.limit >= 1, "limit", "at least 1 or null")
-        check(self.seed >= 0, "seed", "at least 0")
-        check(self.temperature > 0, "temperature", "> 0")
-        check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
-        check(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
 
 
 def strict(cls: type, namespace: str, values: dict[str, Any]) -> Any:
@@ -274,23 +213,6 @@ def _name(hint: Any) -> str:
     }
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return " or ".join(names.get(option, "a list") for option in options)
-
-
-def base(values: dict[str, Any]) -> Base:
-    """The `base` namespace, checked."""
-    return strict(Base, "base", values)
-
-
-def evaluate(values: dict[str, Any]) -> Evaluate:
-    """The `evaluate` namespace, checked."""
-    return strict(Evaluate, "evaluate", values)
-
-
-def benchmark(entries: dict[str, Any], name: str) -> Benchmark:
-    """The entry `name` of the `benchmark` namespace, checked."""
-    require(name in entries, "benchmark", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
-    require(isinstance(entries[name], dict), f"benchmark.{name}", entries[name], "a mapping")
-    return strict(Benchmark, f"benchmark.{name}", {"name": name} | entries[name])
 
 
 def scale(values: dict[str, Any], name: str) -> tuple[Scale, Train]:
@@ -343,7 +265,7 @@ def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
             key in values or where.rpartition(".")[2] in OPEN,
             f"{where}.{key}",
             change,
-            f"one of the keys of params.yaml there: {', '.join(values)}",
+            f"one of the keys of params.yaml there: {listed(values, key)}",
         )
         if isinstance(change, dict) and isinstance(values.get(key), dict):
             overlay(values[key], change, f"{where}.{key}")
@@ -354,7 +276,7 @@ def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
 def apply_preset(name: str, root: Path = ROOT) -> None:
     """Apply presets/NAME.yaml to params.yaml in place, comments kept."""
     known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
-    require(name in known, "preset", name, f"one of {', '.join(known)}")
+    require(name in known, "preset", name, f"one of {listed(known, name)}")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 1000
     values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))

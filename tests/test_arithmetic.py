@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from pmd.__main__ import main
 from pmd.files import ROOT, write_jsonl
+from pmd.params import read_entry
 from pmd.problems import arithmetic
 
 
@@ -141,7 +142,7 @@ HARD = {"seed": 0, "digits": 3, "terms": [2, 3, 4], "ood": [5, 6], "val": 10, "t
 
 @pytest.fixture(scope="module")
 def harder():
-    spec = arithmetic.task({"hard": HARD}, "hard")
+    spec = read_entry(arithmetic.Task, "tasks", {"hard": HARD}, "hard")
     return arithmetic.splits(spec.seed, spec.quota, spec.digits)
 
 
@@ -216,4 +217,4 @@ def test_the_command_writes_a_harder_version_with_its_card(tmp_path, monkeypatch
 )
 def test_a_bad_harder_version_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        arithmetic.task({"hard": HARD | changes}, "hard")
+        read_entry(arithmetic.Task, "tasks", {"hard": HARD | changes}, "hard")

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from pmd import params
 from pmd.experiments import base_model
 from pmd.experiments.base_model import learning_rate, train_base
 from pmd.files import read_jsonl
+from pmd.model.from_scratch import Base
+from pmd.params import load, read
 
 TRACES = [{"id": f"t{i}", "prompt": f"{i}+{i}=", "ground_truth": str(2 * i), "response": str(2 * i)} for i in range(40)]
-CONFIG = dataclasses.replace(
-    params.base(params.load()["base"]),
-    layers=1,
-    width=32,
-    heads=2,
-    feedforward=64,
-    steps=60,
-    batch=16,
-    warmup=5,
-    threads=1,
+CONFIG = read(
+    Base,
+    "base",
+    load()["base"]
+    | {"layers": 1, "width": 32, "heads": 2, "feedforward": 64, "steps": 60, "batch": 16, "warmup": 5, "threads": 1},
 )
 
 
@@ -55,7 +49,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch):
 @pytest.mark.parametrize("changed", ["parameters", "traces", "code"])
 def test_what_another_run_began_is_not_gone_on_with(changed, tmp_path, monkeypatch):
     monkeypatch.setattr(base_model, "CHECKPOINT_EVERY", 20)
-    config = dataclasses.replace(CONFIG, steps=20)
+    config = CONFIG.model_copy(update={"steps": 20})
     save = base_model.save_policy
 
     def stop(*_):
@@ -67,7 +61,7 @@ def test_what_another_run_began_is_not_gone_on_with(changed, tmp_path, monkeypat
     monkeypatch.setattr(base_model, "save_policy", save)
     traces = TRACES[::-1] if changed == "traces" else TRACES
     if changed == "parameters":
-        config = dataclasses.replace(config, lr=config.lr / 2)
+        config = config.model_copy(update={"lr": config.lr / 2})
     if changed == "code":
         monkeypatch.setattr(base_model, "fingerprint", lambda: "other")
     steps = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ PROBLEMS = [{"id": f"p{i}", "prompt": f"{i}+1=", "ground_truth": str(i + 1), "ru
 
 def config(**changes):
     entry = params.load()["benchmark"]["embedded"] | {"k": 4, "max_tokens": 6, "limit": None}
-    return params.benchmark({"tried": entry | changes}, "tried")
+    return params.read_entry(benchmark.Benchmark, "benchmark", {"tried": entry | changes}, "tried")
 
 
 def saved(responses: dict[str, list[str]], truncated: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -187,7 +186,9 @@ def test_one_entry_end_to_end(tiny, tmp_path, monkeypatch):
     difference = metrics["difference"]["metrics"]["avg@4"]
     assert difference["estimate"] == pytest.approx(averages["model"] - averages["against"])
     assert "## A failed one" in (tmp_path / "results" / "examples.md").read_text()
-    alone = benchmark.run(replace(entry, against=entry.model), tmp_path / "runs", tmp_path / "alone", tmp_path / "work")
+    alone = benchmark.run(
+        entry.model_copy(update={"against": entry.model}), tmp_path / "runs", tmp_path / "alone", tmp_path / "work"
+    )
     assert set(alone) == {"problems", "model"}
     assert alone["model"] == metrics["model"]
 
@@ -200,7 +201,12 @@ def test_a_missing_model_is_one_line_before_any_work(tiny_dir, tmp_path):
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "work").exists()
     with pytest.raises(FileNotFoundError, match="no such problem set"):
-        benchmark.run(replace(entry, problems="none.jsonl"), tmp_path / "runs", tmp_path / "results", tmp_path / "work")
+        benchmark.run(
+            entry.model_copy(update={"problems": "none.jsonl"}),
+            tmp_path / "runs",
+            tmp_path / "results",
+            tmp_path / "work",
+        )
 
 
 def test_a_prompt_that_the_context_has_no_room_for_is_one_line_before_any_work(tiny_dir, tmp_path, tiny):

@@ -373,7 +373,7 @@ def test_a_bad_entry_is_refused_by_its_key(entry, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["overlap", "a/b", "", "a b"])
+@pytest.mark.parametrize("name", ["a/b", "", "a b"])
 def test_a_name_that_is_no_file_name_is_refused(name):
     with pytest.raises(ValueError, match=r"sets: got '.*', must be"):
         problem_set(name, GOOD)

@@ -8,9 +8,12 @@ import shutil
 import pytest
 
 from pmd import params
+from pmd.evaluators.benchmark import Benchmark
+from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import ablations, tuning
 from pmd.files import ROOT, write_jsonl
 from pmd.foreign_sets import formats
+from pmd.model.from_scratch import Base
 from pmd.trainer.objectives import OBJECTIVES
 
 COMMITTED = params.load()
@@ -21,13 +24,13 @@ def run(**changes):
 
 
 def test_the_committed_parameters_are_valid():
-    params.base(COMMITTED["base"])
-    params.evaluate(COMMITTED["evaluate"])
+    params.read(Base, "base", COMMITTED["base"])
+    params.read(Evaluate, "evaluate", COMMITTED["evaluate"])
     for namespace in ("sets", "hub_sets"):
         for name, entry in COMMITTED[namespace].items():
             assert formats.problem_set(name, entry).hub is None or namespace == "hub_sets"
     for name in COMMITTED["benchmark"]:
-        assert params.benchmark(COMMITTED["benchmark"], name).name == name
+        assert params.read_entry(Benchmark, "benchmark", COMMITTED["benchmark"], name).name == name
     for method in COMMITTED["compare"]:
         for seed in params.seeds(COMMITTED["train"]):
             assert params.train(COMMITTED["train"], COMMITTED["methods"], method, seed).method == method
@@ -93,17 +96,17 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
 def test_a_bad_benchmark_is_refused_by_name(changes, message):
     entry = COMMITTED["benchmark"]["embedded"]
     with pytest.raises(ValueError, match=message):
-        params.benchmark({"x": entry | changes}, "x")
+        params.read_entry(Benchmark, "benchmark", {"x": entry | changes}, "x")
 
 
 def test_a_benchmark_that_names_no_entry_or_no_file_is_refused():
     entries = COMMITTED["benchmark"]
     with pytest.raises(ValueError, match=r"benchmark: got 'aime', must be one of its entries: embedded"):
-        params.benchmark(entries, "aime")
+        params.read_entry(Benchmark, "benchmark", entries, "aime")
     with pytest.raises(ValueError, match=r"benchmark: got 'aime', must be one of its entries: there is none"):
-        params.benchmark({}, "aime")
+        params.read_entry(Benchmark, "benchmark", {}, "aime")
     with pytest.raises(ValueError, match=r"name: got '\.\./x', must be letters"):
-        params.benchmark({"../x": entries["embedded"]}, "../x")
+        params.read_entry(Benchmark, "benchmark", {"../x": entries["embedded"]}, "../x")
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], ["a"], None, [-1]])
@@ -153,11 +156,11 @@ def test_a_preset_may_add_sets_and_benchmarks_and_nothing_else(root):
 def test_every_preset_is_valid(root, preset):
     params.apply_preset(preset, root)
     values = params.load(root / "params.yaml")
-    params.base(values["base"])
-    params.evaluate(values["evaluate"])
+    params.read(Base, "base", values["base"])
+    params.read(Evaluate, "evaluate", values["evaluate"])
     assert ablations.jobs(values["ablate"], values["train"], values["methods"])
     for name in values["benchmark"]:  # a preset that trains its own policies must not evaluate another's
-        config = params.benchmark(values["benchmark"], name)
+        config = params.read_entry(Benchmark, "benchmark", values["benchmark"], name)
         for model in (config.model, config.against):
             assert not model.startswith("runs/") or model.startswith(f"runs/{values['preset']}/")
     for method in values["compare"]:

@@ -14,11 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pmd import params
+from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import ablations
 from pmd.experiments.base_model import train_base
 from pmd.files import ROOT
 from pmd.foreign_sets import formats
 from pmd.model.attention import PACKED
+from pmd.model.from_scratch import Base
 from pmd.model.loading import _check_architecture, load_policy
 from pmd.problems import arithmetic
 from pmd.problems.arithmetic import read_problems
@@ -99,15 +101,18 @@ def test_the_public_30b_curves_are_of_this_tau_and_as_many_steps():
 
 def test_the_gpu_preset_is_the_whole_pipeline_on_a_harder_task():
     found = values("gpu")
-    base, train = params.base(found["base"]), params.train(found["train"], found["methods"], "pmd-mean", 1)
-    assert {base.device, train.device, params.evaluate(found["evaluate"]).device} == {"cuda"}
+    base, train = (
+        params.read(Base, "base", found["base"]),
+        params.train(found["train"], found["methods"], "pmd-mean", 1),
+    )
+    assert {base.device, train.device, params.read(Evaluate, "evaluate", found["evaluate"]).device} == {"cuda"}
     assert train.dtype == "bfloat16"
     assert found["compare"] == params.load()["compare"]
     assert found["data"] == "runs/tasks/hard"
     config, _, _, ranks = plan.entry("gpu")
     assert ranks == 1
     assert 10_000_000 < plan.shape(config).total < 100_000_000
-    hard = arithmetic.task(found["tasks"], "hard")
+    hard = params.read_entry(arithmetic.Task, "tasks", found["tasks"], "hard")
     assert (hard.digits, hard.quota["ood"]) == (3, {6: 50, 7: 50})
     longest = max(hard.ood)
     worked = sum(4 * (longest - step) for step in range(1, longest))  # `123+456` and `=`: four characters a term
@@ -126,7 +131,7 @@ def hard(tmp_path_factory):
     """The gpu preset's task with a few problems."""
     spec = values("gpu")["tasks"]["hard"] | {"val": 8, "test": 8, "rl": 40, "sft": 400}
     out = tmp_path_factory.mktemp("tasks") / "hard"
-    arithmetic.generate(out, arithmetic.task({"hard": spec}, "hard"))
+    arithmetic.generate(out, params.read_entry(arithmetic.Task, "tasks", {"hard": spec}, "hard"))
     return out
 
 
@@ -135,7 +140,12 @@ def test_the_harder_pipeline_runs_tiny_on_a_cpu(hard, tmp_path):
     found = values("gpu")
     tiny = {"device": "cpu", "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 32, "steps": 4,
             "warmup": 1, "batch": 8, "threads": 1}  # fmt: skip
-    train_base(params.base(found["base"] | tiny), read_problems(hard / "sft.jsonl"), tmp_path / "base", progress=False)
+    train_base(
+        params.read(Base, "base", found["base"] | tiny),
+        read_problems(hard / "sft.jsonl"),
+        tmp_path / "base",
+        progress=False,
+    )
     small = {"device": "cpu", "steps": 1, "prompts": 4, "group_size": 2, "minibatches": 2, "probe": 1, "warmup": 0,
              "eval_prompts": 2, "eval_k": 1, "max_tokens": 16, "eval_max_tokens": 16}  # fmt: skip
     config = params.train(found["train"], found["methods"], "pmd-mean", 1, **small)
@@ -144,7 +154,7 @@ def test_the_harder_pipeline_runs_tiny_on_a_cpu(hard, tmp_path):
     loop.train(config, tmp_path / "base", problems, sets, tmp_path / "run", progress=False)
     model, _ = load_policy(tmp_path / "run" / "last")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    how = params.evaluate(found["evaluate"] | {"device": "cpu", "k": 2, "max_tokens": 16})
+    how = params.read(Evaluate, "evaluate", found["evaluate"] | {"device": "cpu", "k": 2, "max_tokens": 16})
     samples = evaluate(how, tmp_path / "run" / "last", {"ood": read_problems(hard / "ood.jsonl")})
     assert len(samples) == 16
 
@@ -153,10 +163,10 @@ def test_the_harder_pipeline_runs_tiny_on_a_cpu(hard, tmp_path):
 def test_a_gpu_that_is_not_there_is_refused_before_any_work(hard, tmp_path):
     found = values("gpu")
     with pytest.raises(ValueError, match=r"device: got 'cuda', but PyTorch .* sees 0 CUDA devices"):
-        train_base(params.base(found["base"]), read_problems(hard / "sft.jsonl"), tmp_path / "base")
+        train_base(params.read(Base, "base", found["base"]), read_problems(hard / "sft.jsonl"), tmp_path / "base")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"device: got 'cuda'"):
-        evaluate(params.evaluate(found["evaluate"]), tmp_path, {})
+        evaluate(params.read(Evaluate, "evaluate", found["evaluate"]), tmp_path, {})
 
 
 @pytest.mark.parametrize("preset", ["default", "gpu", "paper-30b"])

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pmd import params
-from pmd.evaluators.evaluate import evaluate_all
+from pmd.evaluators.evaluate import Evaluate, evaluate_all
 from pmd.files import write_json, write_jsonl
 from pmd.model.loading import save_policy
 from pmd.sampling.scoring import COLUMNS, accuracy, merge, respond, score, summarise
@@ -94,7 +94,7 @@ def run(tiny, tmp_path, monkeypatch, server):
 
 
 def test_every_checkpoint_is_evaluated_with_the_same_seeds(run):
-    config = params.evaluate(params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
+    config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
     scores = evaluate_all(config, run / "run", run / "data")
     assert sorted(zip(scores["method"], scores["which"], scores["set"], strict=True)) == sorted(
         (method, which, name)
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_is_last_and_best_is_sampled_once(run):
     seed = run / "run" / "train" / "kimi" / "seed-1"
     write_json(seed / "result.json", {"best_step": 4, "last_step": 4})
     shutil.rmtree(seed / "best")  # so that sampling it would fail
-    config = params.evaluate(params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
+    config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
     scores = evaluate_all(config, run / "run", run / "data").set_index("which")
     assert scores.loc["best", "avg"].tolist() == scores[scores["method"] == "kimi"].loc["last", "avg"].tolist()
     last, best = (run / "run" / "evaluate" / "kimi" / "seed-1" / f"{which}.parquet" for which in ("last", "best"))
@@ -123,6 +123,6 @@ def test_a_checkpoint_that_is_last_and_best_is_sampled_once(run):
 
 def test_nothing_to_evaluate_says_what_to_run_first(run):
     (run / "run" / "train" / "kimi" / "seed-1" / "result.json").unlink()
-    config = params.evaluate(params.load()["evaluate"])
+    config = params.read(Evaluate, "evaluate", params.load()["evaluate"])
     with pytest.raises(ValueError, match="no finished run to evaluate; run notebooks/2-train"):
         evaluate_all(config, run / "run", run / "data")

@@ -7,16 +7,19 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from tqdm import tqdm
 
 from pmd.evaluators.examples import page
 from pmd.evaluators.intervals import pass_at_k, problem_interval, resampled_best_at_k
 from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
+from pmd.methods import ENGINES as NAMES
 from pmd.model.loading import load_policy
-from pmd.params import Benchmark
+from pmd.params import FileName, Settings, one_of
 from pmd.problems.arithmetic import read_problems
 from pmd.problems.prompts import fit
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise, verdicts
@@ -29,6 +32,30 @@ BLOCK = 512
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 SAMPLING_CODE = ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py", "pmd/scale/vllm_engine.py")
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Benchmark(Settings):
+    """An entry of `benchmark` in params.yaml: one model, and what it is compared with, on one problem set.
+
+    Models are folders in the Hugging Face format, relative to the repository or absolute.
+    """
+
+    name: FileName  # the entry's key
+    model: str
+    against: str  # compared with it problem by problem; the same folder: no comparison (DVC's paths cannot be null)
+    problems: str  # a JSONL file
+    limit: int | None = Field(ge=1)  # the first problems alone; null: all
+    engine: Annotated[str, one_of(NAMES)]  # what samples
+    device: str  # cpu, cuda, cuda:1, …
+    dtype: Annotated[str, one_of(DTYPES)]  # of the weights
+    k: int = Field(ge=1)  # responses to each problem
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
+    max_tokens: int = Field(ge=1)  # the longest response
+    max_prompt_tokens: int = Field(ge=1)  # longer prompts are left out, and counted
+    seed: int = Field(ge=0)
 
 
 def torch_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:

@@ -8,12 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from pydantic import Field
 from tqdm import tqdm
 
 from pmd.files import atomic, read_json, workers
-from pmd.params import Evaluate
+from pmd.params import Settings
 from pmd.problems.arithmetic import read_problems
 from pmd.processes import processes
+
+
+class Evaluate(Settings):
+    """Namespace `evaluate` of params.yaml: how a policy is sampled on the test sets."""
+
+    sets: list[str] = Field(min_length=1)  # problem sets, by the names of their files
+    k: int = Field(ge=1)  # responses to each problem
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
+    max_tokens: int = Field(ge=1)  # the longest response
+    seed: int = Field(ge=0)
+    device: str  # cpu, cuda, cuda:1, …
 
 
 def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:

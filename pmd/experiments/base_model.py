@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from tqdm import tqdm
 from pmd.files import digest, fingerprint, read_json, write_json, write_jsonl
 from pmd.model import checkpoint, threads
 from pmd.model.forward import log_probs
+from pmd.model.from_scratch import Base
 from pmd.model.loading import build_policy, check_device, save_policy
 from pmd.model.packing import pack
-from pmd.params import Base
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.seeds import derive, prompt_order
 
@@ -84,7 +83,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
 
 def _drop_foreign(work: Path, config: Base, traces: list[dict]) -> None:
     """Begin `work` anew if other parameters, traces or code began it."""
-    identity = asdict(config) | {"traces": digest(traces), "code": fingerprint()}
+    identity = config.model_dump() | {"traces": digest(traces), "code": fingerprint()}
     mark = work / "run.json"
     if not mark.exists() or read_json(mark) != identity:
         shutil.rmtree(work, ignore_errors=True)

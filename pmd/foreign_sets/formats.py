@@ -13,17 +13,18 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow
 from pyarrow import parquet
+from pydantic import Field, model_validator
 
 from pmd import params
 from pmd.files import ROOT, write_json, write_jsonl
-from pmd.params import require, strict
+from pmd.params import Settings, must, one_of, read, require
 from pmd.problems import prompts
 from pmd.problems.arithmetic import RULES, read_problems
 
@@ -95,30 +96,28 @@ FORMATS = {
 # --- one entry of params.yaml --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ProblemSet:
-    """One foreign set, checked.
+HubName = Annotated[str, must(re.compile(r"[\w.-]+/[\w.-]+").fullmatch, "owner/name")]
 
-    path: a .jsonl or .parquet file, relative to the repository; or hub: `owner/name` with its revision (40 hex
-    digits), config and split. split is a label where the set is a file. columns: ours -> theirs, for format
-    "columns" alone; a dot descends (`reward_model.ground_truth`). limit: the first so many after cleaning.
-    """
 
-    name: str
-    path: str | None
-    hub: str | None
-    revision: str | None
-    config: str | None
-    split: str
-    format: str
-    columns: dict[str, str]
-    template: str
-    rule: str
-    limit: int | None
+class ProblemSet(Settings):
+    """An entry of `sets` or `hub_sets` in params.yaml: one foreign set, in a file or on a hub."""
 
-    def __post_init__(self):
+    name: str  # the entry's key
+    path: str | None = None  # a .jsonl or .parquet file, relative to the repository; null: the set is on a hub
+    hub: HubName | None = None  # owner/name of a data set of the hub
+    revision: str | None = None  # its commit, 40 hexadecimal digits
+    config: str | None = None  # its configuration, if it has several
+    split: str  # the hub's split; where the set is a file a label
+    format: Annotated[str, one_of(FORMATS)]
+    columns: dict[str, str] = Field({})  # of format "columns": ours -> theirs; a dot descends (a.b is b within a)
+    template: Annotated[str, one_of(prompts.TEMPLATES)]  # of the prompts; the format's own if not given
+    rule: Annotated[str, one_of(RULES)]  # how responses are judged; the format's own if not given
+    limit: int | None = Field(None, ge=1)  # the first so many after cleaning; null: all
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ProblemSet:
         def check(condition: bool, key: str, allowed: str) -> None:
-            require(condition, f"sets.{self.name}.{key}", getattr(self, key), allowed)
+            require(condition, key, getattr(self, key), allowed)
 
         check((self.path is None) != (self.hub is None), "path", "given, or else sets.*.hub, and not both")
         if self.hub is None:
@@ -126,39 +125,27 @@ class ProblemSet:
                 check(getattr(self, key) is None, key, "left out: it belongs to a hub's set")
             check(Path(self.path).suffix in (".jsonl", ".parquet"), "path", "a .jsonl or .parquet file")
         else:
-            check(bool(re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub)), "hub", "owner/name")
             pinned = re.fullmatch(r"[0-9a-f]{40}", self.revision or "")
             check(bool(pinned), "revision", "the commit to take, 40 hexadecimal digits (a name could move)")
-        check(self.template in prompts.TEMPLATES, "template", f"one of {', '.join(prompts.TEMPLATES)}")
-        check(self.rule in RULES, "rule", f"one of {', '.join(RULES)}")
-        check(self.limit is None or self.limit >= 1, "limit", "at least 1, or null")
-        self._check_columns(check)
-
-    def _check_columns(self, check: Callable[[bool, str, str], None]) -> None:
-        if self.format != "columns":
+        if self.format == "columns":
+            good = {"prompt", "ground_truth"} <= set(self.columns) <= set(OURS)
+            check(good, "columns", f"a mapping from prompt, ground_truth (and {', '.join(OURS[2:])}) to their columns")
+        else:
             check(not self.columns, "columns", f"left out: format {self.format} has its own")
-            return
-        good = all(key in OURS and isinstance(theirs, str) for key, theirs in self.columns.items())
-        good = good and {"prompt", "ground_truth"} <= set(self.columns)
-        check(good, "columns", f"a mapping from prompt, ground_truth (and {', '.join(OURS[2:])}) to their columns")
+        return self
 
 
 def problem_set(name: str, values: dict[str, Any]) -> ProblemSet:
     """The entry `sets.NAME`, defaults filled; ValueError names the key that is unknown, missing or wrong."""
     require(bool(re.fullmatch(r"[\w.-]+", name)), "sets", name, "names of letters, digits, '_', '.' and '-'")
-    require(name != "overlap", "sets", name, "another name: this one is a command of pmd.foreign_sets.formats")
-    keys = [field.name for field in fields(ProblemSet) if field.name != "name"]
-    require(isinstance(values, dict), f"sets.{name}", values, f"a mapping with {', '.join(keys)}")
+    require(isinstance(values, dict), f"sets.{name}", values, f"a mapping with {', '.join(ProblemSet.model_fields)}")
     require("name" not in values, f"sets.{name}.name", values.get("name"), "left out: the entry's key is its name")
     form = values.get("format")
     require(isinstance(form, str) and form in FORMATS, f"sets.{name}.format", form, f"one of {', '.join(FORMATS)}")
-    columns = values.get("columns", {})
-    require(isinstance(columns, dict), f"sets.{name}.columns", columns, "a mapping, ours: theirs")
-    defaults = dict.fromkeys(("path", "hub", "revision", "config", "limit")) | {"columns": {}}
-    defaults |= {"template": FORMATS[form].template, "rule": FORMATS[form].rule}
+    defaults = {"name": name, "template": FORMATS[form].template, "rule": FORMATS[form].rule}
     if values.get("hub") is None:
         defaults["split"] = name  # a file has no split to choose: only a label
-    return strict(ProblemSet, f"sets.{name}", defaults | values | {"name": name})
+    return read(ProblemSet, f"sets.{name}", defaults | values)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -15,15 +15,15 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from pmd import params
 from pmd.files import ROOT, read_jsonl, write_jsonl, write_text
-from pmd.params import require, strict
+from pmd.params import FileName, Settings, must, read_entry, require
 
 Quota = dict[str, dict[int, int]]
 """Prompts per split and difficulty: {split: {number of terms: problems}}."""
@@ -79,33 +79,36 @@ No prompt occurs twice, within or across splits. Licence: Apache-2.0, with the c
 """
 
 
-@dataclass(frozen=True)
-class Task:
-    """A harder version of the embedded task: an entry of `tasks`, named by its key.
+Terms = Annotated[
+    list[int],
+    must(
+        lambda terms: len(set(terms)) == len(terms) > 0 and min(terms) >= 2,
+        "a list of different integers, each at least 2",
+    ),
+]
 
-    digits: of every running total; terms: T of the problems in training, ood: those that never are; val, test, rl, sft:
-    the problems of each split, shared equally among its T; ood has as many as test.
+
+class Task(Settings):
+    """An entry of `tasks` in params.yaml: a harder version of the embedded task.
+
+    The problems of a split are shared equally among its numbers of terms; split `ood` has as many as `test`.
     """
 
-    name: str
-    seed: int
-    digits: int
-    terms: list
-    ood: list
-    val: int
+    name: FileName  # the entry's key
+    seed: int  # of the generator
+    digits: int = Field(ge=2, le=9)  # of every running total
+    terms: Terms  # numbers of terms of the problems that are trained on
+    ood: Terms  # numbers of terms that are in no training problem
+    val: int  # problems of each split
     test: int
     rl: int
     sft: int
 
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _fits_together(self) -> Task:
         def check(condition: bool, key: str, allowed: str) -> None:
-            require(condition, f"tasks.{self.name}.{key}", getattr(self, key), allowed)
+            require(condition, key, getattr(self, key), allowed)
 
-        check(2 <= self.digits <= 9, "digits", "in 2..9")
-        for key in ("terms", "ood"):
-            found = getattr(self, key)
-            whole = all(type(t) is int and t >= 2 for t in found)
-            check(whole and len(set(found)) == len(found) > 0, key, "a list of different integers, each at least 2")
         check(not set(self.terms) & set(self.ood), "ood", f"other numbers of terms than tasks.{self.name}.terms")
         for key in ("val", "test", "rl", "sft"):
             check(getattr(self, key) >= len(self.terms), key, f"at least {len(self.terms)}, one for each of its terms")
@@ -113,6 +116,7 @@ class Task:
             possible = 10**self.digits * (10**self.digits + 1) ** (t - 1)
             needed = sum(quota.get(t, 0) for quota in self.quota.values())
             check(2 * needed <= possible, "sft", f"smaller: of {possible:,} problems of {t} terms it takes {needed:,}")
+        return self
 
     @property
     def quota(self) -> Quota:
@@ -123,13 +127,6 @@ class Task:
 def share(size: int, terms: list[int]) -> dict[int, int]:
     """`size` problems in parts as equal as can be."""
     return {t: size * (i + 1) // len(terms) - size * i // len(terms) for i, t in enumerate(terms)}
-
-
-def task(entries: dict[str, Any], name: str) -> Task:
-    """The entry `name` of the `tasks` namespace, checked."""
-    require(name in entries, "tasks", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
-    require(isinstance(entries[name], dict), f"tasks.{name}", entries[name], "a mapping")
-    return strict(Task, f"tasks.{name}", {"name": name} | entries[name])
 
 
 def apply(total: int, sign: str, term: int) -> int:
@@ -321,7 +318,7 @@ def generate_pinned(out: Path) -> str:
 
 def generate_harder(name: str, out: Path) -> str:
     """Write the entry `name` of params.yaml's `tasks` to `out` and describe it."""
-    spec = task(params.load()["tasks"], name)
+    spec = read_entry(Task, "tasks", params.load()["tasks"], name)
     generate(out, spec)
     return f"{out}: {_counts(spec.quota)}"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pmd.evaluators.evaluate import Evaluate
 from pmd.evaluators.intervals import maj_at_k
 from pmd.model.distributed import spread
 from pmd.model.loading import load_policy
-from pmd.params import Evaluate
 from pmd.problems.prompts import encode
 from pmd.problems.verifier import equivalent, verify
 from pmd.sampling.seeds import derive

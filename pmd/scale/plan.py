@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from pmd import params
 from pmd.files import ROOT, read_json
 from pmd.model import forward
+from pmd.model.from_scratch import Base
 from pmd.model.loading import build_policy
 from pmd.params import Scale, Train
 from pmd.problems.arithmetic import SYMBOLS
@@ -401,7 +402,7 @@ def entry(name: str) -> tuple[PreTrainedConfig, Train, int, int]:
         scale: Scale
         scale, train = params.scale(values, scaled)
         return architecture(scale.model), train, scale.max_prompt_tokens, scale.nodes * scale.ranks
-    base = params.base(values["base"])
+    base = params.read(Base, "base", values["base"])
     model, _ = build_policy(SYMBOLS, base.layers, base.width, base.heads, base.kv_heads, base.feedforward, base.seed)
     train = params.train(values["train"], values["methods"], values["compare"][0], params.seeds(values["train"])[0])
     return model.config, train, model.config.max_position_embeddings - train.max_tokens, 1

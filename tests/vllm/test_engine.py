@@ -331,6 +331,6 @@ def test_a_benchmark_runs_with_it(tiny, tmp_path, monkeypatch):
               "engine": "vllm", "device": "cpu", "dtype": "float32", "k": 4, "temperature": 1.0, "top_p": 0.7,
               "max_tokens": 6, "max_prompt_tokens": 64, "seed": 0}  # fmt: skip
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    config = params.benchmark({"x": values}, "x")
+    config = params.read_entry(benchmark.Benchmark, "benchmark", {"x": values}, "x")
     samples, _ = benchmark.sample(config, tmp_path / "model", PROBLEMS, tmp_path / "work")
     assert len(samples) == 80
