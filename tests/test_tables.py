@@ -13,7 +13,7 @@ from pmd.evaluators.intervals import Interval
 from pmd.files import ROOT, write_text
 from pmd.paper import claims, logs, report, tables, typeset
 from pmd.paper.logs import Logs
-from pmd.theory import population
+from pmd.theory.statements import checked_statements
 from tests.synthetic import METHODS, write_preset
 
 REPORTED = pd.read_csv(ROOT / "results/reference/reported_30b_curves.csv")
@@ -299,8 +299,8 @@ def test_t4_quotes_the_proofs_with_their_residuals():
 
 
 def test_t4_reads_the_theorys_own_table():
-    rows = rows_of(t4(experiment({"pmd-mean": FAST, "grpo": SLOW}), population.claims()), claim="(f)")
-    assert len(rows) == len(population.claims())
+    rows = rows_of(t4(experiment({"pmd-mean": FAST, "grpo": SLOW}), checked_statements()), claim="(f)")
+    assert len(rows) == len(checked_statements())
     assert all(row["verdict"].startswith("proved and checked to residual") for row in rows)
 
 
@@ -388,7 +388,7 @@ def test_every_table_is_plain_ascii_in_latex_and_rectangular_in_markdown(toy):
             tables.main_results(frame, REPORTED, rng()),
             tables.time_efficiency(data),
             tables.hyperparameters({"evaluate": {"sets": ["test", "ood"]}}, data.runs),
-            claims.table(data, frame, rng(), population.claims()),
+            claims.table(data, frame, rng(), checked_statements()),
             tables.compute(logs.stages(toy)),
         ]
     for table in made:

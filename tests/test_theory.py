@@ -17,22 +17,17 @@ from scipy.optimize import minimize
 
 from pmd.paper import style
 from pmd.paper import theory_figures as figures
-from pmd.theory import population
+from pmd.theory.binary import binary_iterates, binary_update, finite_sample, finite_sample_summary, quantile
+from pmd.theory.lambert import baseline_limit, lambert_log_ratio
 from pmd.theory.population import (
     Temperature,
-    baseline_limit,
-    binary_iterates,
-    binary_update,
     divergences,
-    finite_sample,
-    finite_sample_summary,
-    lambert_log_ratio,
     log_partition,
     population_update,
     predicted_lambda,
-    regression_loss,
     regularised_reward,
 )
+from pmd.theory.statements import checked_statements
 from pmd.trainer.objectives import (
     Hyper,
     Minibatch,
@@ -41,6 +36,11 @@ from pmd.trainer.objectives import (
     leave_one_out_partition,
     regression,
 )
+
+
+def regression_loss(probs, rewards, log_ratio, tau, b):
+    """½ E (s − (r − b)/τ)², the regression in log-policy space that `population_update` minimises."""
+    return 0.5 * np.sum(probs * (log_ratio - (rewards - b) / tau) ** 2)
 
 
 def random_instance(seed, responses, kind="normal"):
@@ -296,7 +296,7 @@ def test_past_the_limit_equal_rewards_are_no_longer_treated_equally():
     def descend(b):
         def loss(theta):
             log_pi = theta - np.logaddexp.reduce(theta)
-            return regression_loss(probs, rewards, log_pi - np.log(probs), tau, np.array(b))
+            return regression_loss(probs, rewards, log_pi - np.log(probs), tau, b)
 
         start = np.log(probs) + np.array([0, 1e-3, -1e-3])
         theta = minimize(loss, start, method="BFGS", options={"gtol": 1e-9}).x
@@ -320,9 +320,9 @@ def test_an_independent_solver_finds_the_same_policy_for_both_objectives(seed, t
     probs, rewards = random_instance(seed, 6)
     update = population_update(probs, rewards, tau)
     rho = np.exp(update.log_ratio)
-    mean = np.array(np.sum(probs * rewards))
+    mean = np.sum(probs * rewards)
     regressed = minimize(
-        lambda s: float(regression_loss(probs, rewards, s, tau, mean)),
+        lambda s: regression_loss(probs, rewards, s, tau, mean),
         np.zeros(6),
         jac=lambda s: probs * (s - (rewards - mean) / tau),
         constraints={
@@ -570,7 +570,7 @@ def test_a_simulation_agrees_within_its_own_error():
 
 def test_quantiles_of_a_weighted_sample():
     values, weights = [3.0, 1.0, np.nan, 2.0], [0.25, 0.25, 0.25, 0.25]
-    assert [population.quantile(values, weights, x) for x in (0.1, 1 / 3, 0.34, 0.9)] == [1, 1, 2, 3]
+    assert [quantile(values, weights, x) for x in (0.1, 1 / 3, 0.34, 0.9)] == [1, 1, 2, 3]
 
 
 # --- the bridge ---------------------------------------------------------------------------------------
@@ -698,8 +698,8 @@ def test_errors_name_the_offending_value(call, message):
         call()
 
 
-def test_the_table_of_claims_holds_and_names_tests_that_exist():
-    table = population.claims()
+def test_the_statements_hold_and_name_tests_that_exist():
+    table = checked_statements()
     assert table["holds"].all()
     assert len(table) == 11
     for name in table["proved_by"]:

@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from pmd.paper.style import COLOURS, DOUBLE, SINGLE, method_style
-from pmd.theory import population
+from pmd.theory.binary import binary_iterates, binary_update, finite_sample_summary
+from pmd.theory.lambert import lambert_log_ratio
 
 Drawn = tuple[Figure, pd.DataFrame]
 
@@ -53,7 +54,7 @@ def ratio_data(lams: Sequence[float], low: float = -4, high: float = 8, points: 
     x, rho = np.linspace(low, high, points), np.geomspace(1e-2, 1e2, points)
     parts = []
     for lam in lams:
-        ratio = np.exp(population.lambert_log_ratio(x, lam))
+        ratio = np.exp(lambert_log_ratio(x, lam))
         parts.append(pd.DataFrame({"quantity": "ratio", "lam": lam, "x": x, "y": ratio}))
         parts.append(pd.DataFrame({"quantity": "curvature", "lam": lam, "x": rho, "y": 1 / rho + lam}))
     return pd.concat(parts, ignore_index=True)
@@ -89,7 +90,7 @@ def update_data(taus: Sequence[float], low: float = 1e-4, points: int = 97) -> p
     parts = []
     for update, baseline in _BASELINES.items():
         for tau in taus:
-            step = population.binary_update(p, tau, baseline)
+            step = binary_update(p, tau, baseline)
             ratios = {"rho1": np.exp(step.log_rho1), "rho0": np.exp(step.log_rho0)}
             parts.append(pd.DataFrame({"update": update, "tau": tau, "p": p, "lam": step.lam, **ratios}))
     return pd.concat(parts, ignore_index=True)
@@ -141,7 +142,7 @@ def convergence_data(steps: dict[float, int], starts: Sequence[float]) -> pd.Dat
     parts = []
     for update, baseline in _BASELINES.items():
         for tau, count in steps.items():
-            ps, errors = population.binary_iterates(np.array(starts), tau, count, baseline)
+            ps, errors = binary_iterates(np.array(starts), tau, count, baseline)
             for i, start in enumerate(starts):
                 curve = {"t": np.arange(count + 1), "p": ps[:, i], "error": errors[:, i]}
                 parts.append(pd.DataFrame({"update": update, "tau": tau, "p0": start, **curve}))
@@ -185,15 +186,15 @@ def convergence_figure(data: pd.DataFrame) -> Drawn:
 
 
 def finite_sample_data(settings: Sequence[tuple[float, float]], sizes: Sequence[int]) -> pd.DataFrame:
-    """`population.finite_sample_summary` for each (p, τ), estimator and n; *_exact is the value for n → ∞."""
+    """`finite_sample_summary` for each (p, τ), estimator and n; *_exact is the value for n → ∞."""
     rows = []
     for method, estimator in {"pmd-mean": "mean", "pmd-part": "partition"}.items():
         for p, tau in settings:
-            step = population.binary_update(p, tau, estimator)
+            step = binary_update(p, tau, estimator)
             kl = -(p * step.log_rho1 + (1 - p) * step.log_rho0)
             exact = {"p_next_exact": float(step.p_next), "kl_exact": float(kl)}
             for n in sizes:
-                summary = population.finite_sample_summary(p, tau, n, estimator)
+                summary = finite_sample_summary(p, tau, n, estimator)
                 rows.append({"method": method, "p": p, "tau": tau, "n": n} | summary | exact)
     return pd.DataFrame(rows)
 
@@ -245,18 +246,18 @@ def explorer_figure(p: float, tau: float, n: int) -> Figure:
     samples = finite_sample_data([(p, tau)], sizes)
     for update, method in (("PMD-mean", "pmd-mean"), ("KL-PMD", "pmd-part")):
         style = _update_style(update)
-        step = population.binary_update(p, tau, _BASELINES[update])
+        step = binary_update(p, tau, _BASELINES[update])
         x = np.linspace(-p, 1 - p, 80) / tau
         shift = x[-1] - step.log_rho1 - step.lam * np.exp(step.log_rho1)  # τ log Z − E r over τ, or 0
-        left.plot(x, np.exp(population.lambert_log_ratio(x - shift, step.lam)), **style | {"marker": ""})
+        left.plot(x, np.exp(lambert_log_ratio(x - shift, step.lam)), **style | {"marker": ""})
         ends = np.exp([step.log_rho0, step.log_rho1])
         left.plot(x[[0, -1]], ends, color=style["color"], marker=style["marker"], linestyle="none")
         rows = samples[samples["method"] == method]
         reach = (rows["p_next_50"] - rows["p_next_10"], rows["p_next_90"] - rows["p_next_50"])
         dodge = 0.95 if update == "PMD-mean" else 1.05
         right.errorbar(rows["n"] * dodge, rows["p_next_50"], yerr=reach, **style)
-    lam = population.binary_update(p, tau).lam
-    middle.plot(grid, population.binary_update(grid, tau).lam, color=COLOURS["black"])
+    lam = binary_update(p, tau).lam
+    middle.plot(grid, binary_update(grid, tau).lam, color=COLOURS["black"])
     middle.plot([p], [lam], **method_style("pmd-mean") | {"linestyle": "none", "markersize": 6})
     right.axvline(n, **_GUIDE)
     left.set(yscale="log", xlabel=r"$\Delta/\tau$", title=r"policy ratio $\rho$")
