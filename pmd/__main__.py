@@ -141,9 +141,9 @@ def score(responses: Path, problems: Path, out: Path) -> None:
 
     Example: pmd score responses.jsonl runs/sets/math500.jsonl runs/scored
     """
-    from pmd.evaluators.benchmark import score_file, table
+    from pmd.evaluators.benchmark import metrics_table, score_file
 
-    click.echo(table(score_file(responses, problems, out)).round(4).to_string())
+    click.echo(metrics_table(score_file(responses, problems, out)).round(4).to_string())
 
 
 @pmd.command()

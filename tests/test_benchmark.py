@@ -16,7 +16,9 @@ from pmd import params
 from pmd.__main__ import main
 from pmd.evaluators import benchmark, examples
 from pmd.files import ROOT, read_json, write_jsonl
+from pmd.methods import ENGINES
 from pmd.model.loading import save_policy
+from tests.test_pipeline import behind
 
 REAL = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data")
 PROBLEMS = [{"id": f"p{i}", "prompt": f"{i}+1=", "ground_truth": str(i + 1), "rule": "exact"} for i in range(10)]
@@ -155,6 +157,44 @@ def test_what_is_sampled_again_and_what_is_not(tiny, tiny_dir, tmp_path, small_b
     tiny[0].model.norm.weight.data[0] -= 1
     benchmark.sample(config(), other, PROBLEMS[:2], tmp_path)
     assert len(counted) == 4
+
+
+JUDGES = {"problems/verifier.py", "problems/limited_pool.py"}  # verdicts are made anew
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_change_of_any_code_that_samples_invalidates_the_samples_of_its_engine(engine):
+    start = {"sampling/scoring.py", "sampling/torch_engine.py", "model/loading.py", "problems/prompts.py"}
+    read = behind(start | ({"scale/vllm_engine.py"} if engine == "vllm" else set()))
+    hashed = {str(path.relative_to(ROOT / "pmd")) for path in benchmark.sampling_code(engine)}
+    assert {"sampling/static_decoder.py", "model/distributed.py"} < read
+    assert read <= hashed | JUDGES
+    assert {path for path in hashed if path.startswith("scale/")} <= read  # another engine's code does not count
+    assert all(path.endswith(".py") for path in hashed)  # bytecode changes with what was imported so far
+
+
+def test_the_engine_is_handed_in(tiny, tiny_dir, tmp_path):
+    _, tokenizer = tiny
+    made = []
+
+    class Silent:
+        """Ends every response at once."""
+
+        def __init__(self, model, eos):
+            self.model, self.eos = model, eos
+            made.append(eos)
+
+        def sample(self, prompts, n, sampling, seed, first=0):
+            return [[[self.eos]] * n for _ in prompts]
+
+    write_jsonl(tmp_path / "set.jsonl", PROBLEMS)
+    paths = {"model": str(tiny_dir), "against": str(tiny_dir), "problems": str(tmp_path / "set.jsonl")}
+    entry = config(engine="vllm", **paths)
+    folders = tmp_path / "runs", tmp_path / "results", tmp_path / "work"
+    with pytest.raises(ValueError, match=r"^benchmark\.tried\.engine: got 'vllm', must be torch where no other engine"):
+        benchmark.run(entry, *folders)
+    assert benchmark.run(entry, *folders, Silent)["model"]["metrics"]["length"]["estimate"] == 1.0
+    assert made == [tokenizer.eos_token_id]
 
 
 def test_verdicts_are_made_anew_from_the_text(tiny_dir, tmp_path):

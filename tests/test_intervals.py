@@ -1,7 +1,4 @@
-"""Accuracy from samples against brute force, intervals against what they must cover."""
-
-import itertools
-import math
+"""Intervals against closed forms, published examples and what they must cover."""
 
 import numpy as np
 import pytest
@@ -11,102 +8,9 @@ from scipy import stats as distributions
 
 from pmd.evaluators import intervals
 
-counts = st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
-
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-# --- accuracy from k samples ---
-
-
-def test_avg_at_k_is_the_share_of_right_samples():
-    assert intervals.avg_at_k([0, 8, 32], 32).tolist() == [0.0, 0.25, 1.0]
-
-
-@given(counts)
-def test_pass_at_k_is_the_share_of_subsets_with_a_success(case):
-    n, c, k = case
-    pool = [True] * c + [False] * (n - c)
-    subsets = list(itertools.combinations(pool, k))
-    assert intervals.pass_at_k(c, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
-
-
-def test_pass_at_k_is_unbiased_for_a_fixed_success_probability():
-    n, k, p = 10, 4, 0.15
-    weights = distributions.binom.pmf(np.arange(n + 1), n, p)
-    assert weights @ intervals.pass_at_k(np.arange(n + 1), n, k) == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
-
-
-def test_pass_at_k_stays_exact_where_binomials_overflow():
-    exact = 1 - math.comb(9_999, 5_000) / math.comb(10_000, 5_000)
-    assert intervals.pass_at_k([1, 10_000, 0], 10_000, 5_000) == pytest.approx([exact, 1.0, 0.0], abs=1e-12)
-
-
-@given(st.integers(1, 5).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, 5))))
-def test_resampled_best_is_the_share_of_tuples_with_a_success(case):
-    n, c, k = case
-    tuples = list(itertools.product([True] * c + [False] * (n - c), repeat=k))
-    assert intervals.resampled_best_at_k(c, n, k) == pytest.approx(sum(map(any, tuples)) / len(tuples), abs=1e-12)
-
-
-def test_resampled_best_is_biased_low_as_documented():
-    assert intervals.resampled_best_at_k(1, 32, 32) == pytest.approx(0.638, abs=5e-4)
-    assert intervals.pass_at_k(1, 32, 32) == 1.0
-
-
-@given(counts)
-def test_the_three_measures_are_ordered(case):
-    n, c, k = case
-    best = intervals.resampled_best_at_k(c, n, k)
-    assert c / n - 1e-12 <= best <= intervals.pass_at_k(c, n, k) + 1e-12
-
-
-@pytest.mark.parametrize("call", [lambda: intervals.avg_at_k([3, 33], 32), lambda: intervals.pass_at_k([-1], 4, 2)])
-def test_impossible_counts_are_refused(call):
-    with pytest.raises(ValueError, match="correct: must lie in"):
-        call()
-
-
-def test_pass_at_k_needs_enough_samples():
-    with pytest.raises(ValueError, match="k=5, n=4"):
-        intervals.pass_at_k([1], 4, 5)
-
-
-@pytest.mark.parametrize(
-    ("answers", "winner"),
-    [
-        (["7", "8", "8"], "8"),
-        (["9", "8", "8", "9"], "9"),
-        (["8", "9", "9", "8"], "8"),
-        ([None, None, None, "3"], "3"),
-        ([None, None], None),
-        ([], None),
-    ],
-)
-def test_majority_breaks_ties_by_the_first_sample_and_never_elects_silence(answers, winner):
-    assert intervals.majority(answers) == winner
-
-
-@given(st.lists(st.sampled_from(["a", "b", "c", None])))
-def test_majority_equals_the_obvious_loop(answers):
-    best, most = None, 0
-    for answer in answers:
-        if answer is not None and answers.count(answer) > most:
-            best, most = answer, answers.count(answer)
-    assert intervals.majority(answers) == best
-
-
-def test_maj_at_k_asks_whether_the_winner_is_right():
-    assert intervals.maj_at_k(["1", "2", "2"], [True, False, False]) is False
-    assert intervals.maj_at_k(["1", "2", "1"], [True, False, True]) is True
-    assert intervals.maj_at_k([None, None], [False, False]) is False
-    with pytest.raises(ValueError, match="2 for 1"):
-        intervals.maj_at_k(["1"], [True, False])
-
-
-# --- intervals ---
 
 
 def test_the_interval_of_a_matrix_matches_its_resampling_in_closed_form():

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pmd import params
-from pmd.evaluators.evaluate import Evaluate
+from pmd.evaluators.evaluate import Evaluate, evaluate
 from pmd.experiments import ablations
 from pmd.experiments.base_model import train_base
 from pmd.files import ROOT
@@ -24,7 +24,6 @@ from pmd.model.from_scratch import Base
 from pmd.model.loading import _check_architecture, load_policy
 from pmd.problems import arithmetic
 from pmd.problems.arithmetic import read_problems
-from pmd.sampling.scoring import evaluate
 from pmd.scale import plan
 from pmd.scale.plan import GIB
 from pmd.trainer import loop

@@ -11,7 +11,8 @@ from pmd import params
 from pmd.evaluators.evaluate import Evaluate, evaluate_all
 from pmd.files import write_json, write_jsonl
 from pmd.model.loading import save_policy
-from pmd.sampling.scoring import COLUMNS, accuracy, merge, respond, score, summarise
+from pmd.sampling.accuracy import accuracy
+from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise
 from pmd.sampling.torch_engine import Sampling
 
 PROBLEMS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,23 +16,35 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pmd.evaluators.examples import page
-from pmd.evaluators.intervals import pass_at_k, problem_interval, resampled_best_at_k
+from pmd.evaluators.intervals import problem_interval
 from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
-from pmd.methods import ENGINES as NAMES
+from pmd.methods import ENGINES
 from pmd.model.loading import load_policy
-from pmd.params import FileName, Settings, one_of
+from pmd.params import FileName, Settings, one_of, require
 from pmd.problems.arithmetic import read_problems
 from pmd.problems.prompts import fit
+from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise, verdicts
 from pmd.sampling.seeds import derive
 from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine, context
-from pmd.scale.vllm_engine import VLLMEngine
+
+MakeEngine = Callable[..., Engine]
+"""Makes an engine of a model and the number of its end-of-sequence token, as the class TorchEngine does."""
 
 BLOCK = 512
 """Responses sampled between two writes to disk: what an interruption can lose."""
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-SAMPLING_CODE = ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py", "pmd/scale/vllm_engine.py")
+"""What of a model folder decides its answers."""
+
+SAMPLING_CODE = {
+    "torch": ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py"),
+    "vllm": ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py", "pmd/scale/vllm_engine.py"),
+}
+"""For each engine the code that decides the text it samples: a change there has everything sampled again.
+
+The rules that judge the text are not among it, because verdicts are made anew each time.
+"""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,7 +60,7 @@ class Benchmark(Settings):
     against: str  # compared with it problem by problem; the same folder: no comparison (DVC's paths cannot be null)
     problems: str  # a JSONL file
     limit: int | None = Field(ge=1)  # the first problems alone; null: all
-    engine: Annotated[str, one_of(NAMES)]  # what samples
+    engine: Annotated[str, one_of(ENGINES)]  # what samples
     device: str  # cpu, cuda, cuda:1, …
     dtype: Annotated[str, one_of(DTYPES)]  # of the weights
     k: int = Field(ge=1)  # responses to each problem
@@ -58,31 +71,19 @@ class Benchmark(Settings):
     seed: int = Field(ge=0)
 
 
-def torch_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
-    """The engine and the tokenizer of a model folder."""
-    model, tokenizer = load_policy(model_dir, config.device, config.dtype)
-    return TorchEngine(model, tokenizer.eos_token_id), tokenizer
-
-
-def vllm_engine(config: Benchmark, model_dir: Path) -> tuple[Engine, object]:
-    """The same by vLLM, which is imported only here."""
-    model, tokenizer = load_policy(model_dir, config.device, config.dtype)
-    return VLLMEngine(model, tokenizer.eos_token_id), tokenizer
-
-
-ENGINES = {"torch": torch_engine, "vllm": vllm_engine}
-
-
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 
-def run(config: Benchmark, samples_dir: Path, results: Path, work: Path) -> dict:
+def run(config: Benchmark, samples_dir: Path, results: Path, work: Path, engine: MakeEngine | None = None) -> dict:
     """Sample, score and describe one entry; returns what results/metrics.json holds.
 
-    Writes samples_dir/model.parquet (and against.parquet), results/metrics.json and results/examples.md; blocks of
-    finished prompts stay below `work`, shared by all entries, and are not sampled again. ValueError or
-    FileNotFoundError in one line, before any work, if a model folder or the problem file is missing or malformed.
+    Writes samples_dir/model.parquet (and against.parquet), results/metrics.json and results/examples.md. Blocks of
+    finished prompts stay below `work`, shared by all entries, and are not sampled again. `engine` makes what samples,
+    of the kind that `config.engine` names; None is PyTorch's. ValueError or FileNotFoundError in one line, before any
+    work, if a model folder or the problem file is missing or malformed, or if the engine is not handed in.
     """
+    key, named = f"benchmark.{config.name}.engine", config.engine
+    require(engine is not None or named == "torch", key, named, "torch where no other engine is handed in")
     problems = read_problems(ROOT / config.problems, config.limit)
     models = {"model": config.model} | ({"against": config.against} if config.against != config.model else {})
     for role, model in models.items():
@@ -90,10 +91,10 @@ def run(config: Benchmark, samples_dir: Path, results: Path, work: Path) -> dict
             raise ValueError(f"benchmark.{config.name}.{role}: {model} is not a model folder (it has no config.json)")
     scores, metrics = {}, {"problems": config.problems}
     for role, model in models.items():
-        samples, kept = sample(config, ROOT / model, problems, work)
+        samples, kept = sample(config, ROOT / model, problems, work, engine or TorchEngine)
         scores[role] = per_problem(samples, kept)
         atomic(samples_dir / f"{role}.parquet", lambda file, frame=samples: frame.to_parquet(file, index=False))
-        metrics[role] = {"path": model, "too_long": len(problems) - len(kept)} | measure(samples, scores[role])
+        metrics[role] = {"path": model, "too_long": len(problems) - len(kept)} | metrics_of(samples, scores[role])
         if role == "model":
             write_text(results / "examples.md", page(samples, kept, f"{config.name}: {model}"))
     if "against" in scores:
@@ -102,14 +103,17 @@ def run(config: Benchmark, samples_dir: Path, results: Path, work: Path) -> dict
     return metrics
 
 
-def sample(config: Benchmark, model_dir: Path, problems: list[dict], work: Path) -> tuple[pd.DataFrame, list[dict]]:
-    """k scored responses of a model to the problems that fit, and those problems.
+def sample(
+    config: Benchmark, model_dir: Path, problems: list[dict], work: Path, make: MakeEngine = TorchEngine
+) -> tuple[pd.DataFrame, list[dict]]:
+    """k scored responses of a model to each problem whose prompt is short enough, and those problems.
 
     Prompts are sampled in blocks, each from a seed of its own and kept on disk below `work` under a hash of all that
     decides its text, so neither an interruption nor a larger `limit` changes or repeats what is there. The verdicts
-    are made anew from the text: a block outlives a change of the verifier.
+    are made anew from the text, so that a block stays of use after a change of the verifier.
     """
-    engine, tokenizer = ENGINES[config.engine](config, model_dir)
+    model, tokenizer = load_policy(model_dir, config.device, config.dtype)
+    engine = make(model, tokenizer.eos_token_id)
     most = context(engine.model.config)
     try:
         problems, _ = fit(tokenizer, problems, config.max_prompt_tokens, most and most - config.max_tokens)
@@ -147,9 +151,15 @@ def _model_hash(model_dir: Path) -> str:
     return digest.hexdigest()
 
 
+def sampling_code(engine: str) -> list[Path]:
+    """The Python files named by SAMPLING_CODE; no bytecode, which changes with each import of a new file."""
+    paths = [ROOT / path for path in SAMPLING_CODE[engine]]
+    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+
+
 def _block_hash(config: Benchmark, model: str, seed: int, block: list[dict]) -> str:
     """MD5 of all that a block's text depends on: weights, code, engine, sampling, seed and prompts."""
-    code = fingerprint(*(ROOT / path for path in SAMPLING_CODE), code=False)
+    code = fingerprint(*sampling_code(config.engine), code=False)
     how = [config.engine, config.device, config.dtype, config.k, asdict(_sampling(config))]
     what = [(problem["id"], problem["prompt"]) for problem in block]
     return hashlib.md5(json.dumps([model, code, how, seed, what]).encode()).hexdigest()
@@ -162,7 +172,7 @@ def rescore(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
     """The same samples with fresh verdicts, problems in the given order.
 
     samples: at least prompt_id, sample, response and truncated. ValueError if an id is unknown, or if a problem has no
-    samples or not as many as the first: a mean over whichever were answered is not the set's.
+    samples or not as many as the first problem: the mean over whichever were answered is not the mean of the set.
     """
     order = {problem["id"]: i for i, problem in enumerate(problems)}
     unknown = samples.loc[~samples["prompt_id"].isin(order), "prompt_id"]
@@ -173,17 +183,16 @@ def rescore(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
         if counts.get(name, 0) != counts.get(next(iter(order)), 0) or name not in counts:
             expected = counts.get(next(iter(order)), 0) or "at least 1"
             raise ValueError(f"prompt_id {name!r}: has {counts.get(name, 0)} responses, must have {expected}")
-    samples = samples.assign(place=samples["prompt_id"].map(order)).sort_values(["place", "sample"], kind="stable")
-    samples = samples.drop(columns=["place", *VERDICT], errors="ignore").reset_index(drop=True)
+    samples = in_order(samples, list(order)).drop(columns=VERDICT, errors="ignore").reset_index(drop=True)
     judged = pd.DataFrame(verdicts(samples.to_dict("records"), problems), columns=VERDICT)
     return pd.concat([samples, judged], axis=1)[COLUMNS]
 
 
 def per_problem(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
-    """Scores of each problem (index: its id), a column a metric; every metric is the mean of its column.
+    """The scores of each problem (index: its id), one column for each metric, whose value is the mean of its column.
 
-    avg@k, unbiased pass@j for j = 2, 4, … and k, "resampled best@k" (drawn with replacement, as the reference code has
-    it), maj@k over answers that the verifier calls equal, truncated, and length in tokens if it is known.
+    Metrics: avg@k, unbiased pass@j for j = 2, 4, … and k, "resampled best@k" (drawn with replacement, as the reference
+    code has it), maj@k over answers that the verifier calls equal, truncated, and length in tokens if it is known.
     """
     summary = summarise(samples, problems)
     k, correct = summary["k"], np.array(summary["correct"])
@@ -197,14 +206,14 @@ def per_problem(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=[problem["id"] for problem in problems])
 
 
-def measure(samples: pd.DataFrame, scores: pd.DataFrame) -> dict:
-    """How many problems and responses, how many verifications were killed, and each metric with its 95 % interval."""
+def metrics_of(samples: pd.DataFrame, scores: pd.DataFrame) -> dict:
+    """Counts of problems, responses and killed verifications, and each metric with its 95 % interval."""
     counts = {"problems": len(scores), "responses": len(samples), "killed": int(samples["killed"].sum())}
     return counts | {"metrics": _intervals(scores, 0.0)}
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict:
-    """a − b, problem by problem, with 95 % intervals; a, b: `per_problem` of two policies on the same set.
+    """The metrics of a minus those of b, paired by problem; a, b: `per_problem` of two policies on the same set.
 
     Only problems that both have are compared. ValueError if there is none, or if the metrics differ (another k).
     """
@@ -270,13 +279,13 @@ def score_file(responses: str | Path, problems: str | Path, out: str | Path) -> 
         samples = rescore(samples, asked)
     except ValueError as error:
         raise ValueError(f"{responses}: {error}") from None
-    metrics = measure(samples, per_problem(samples, asked))
+    metrics = metrics_of(samples, per_problem(samples, asked))
     atomic(Path(out) / "samples.parquet", lambda file: samples.to_parquet(file, index=False))
     write_text(Path(out) / "examples.md", page(samples, asked, str(responses)))
     write_json(Path(out) / "metrics.json", metrics)
     return metrics
 
 
-def table(metrics: dict) -> pd.DataFrame:
+def metrics_table(metrics: dict) -> pd.DataFrame:
     """The metrics of a policy, or differences, one row a metric: estimate, low, high."""
     return pd.DataFrame(metrics["metrics"]).T

@@ -1,6 +1,6 @@
-"""Every policy of a preset, evaluated side by side: one process a core.
+"""Evaluation: k answers of a policy to problem sets, scored; and the stage that does so for every policy of a preset.
 
-The parent needs no torch, which takes seconds to load; the workers have it.
+The stage runs one process a core. Its parent does not load torch, which takes seconds: the workers do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pmd.files import atomic, read_json, workers
 from pmd.params import Settings
 from pmd.problems.arithmetic import read_problems
 from pmd.processes import processes
+from pmd.sampling.seeds import derive
 
 
 class Evaluate(Settings):
@@ -29,42 +30,57 @@ class Evaluate(Settings):
     device: str  # cpu, cuda, cuda:1, …
 
 
-def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
-    """Evaluate the base model and the last and validation-best checkpoint of every run below run/train.
+def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
+    """Sample k answers of the policy in a model folder to each problem of every set, and score them.
 
-    Writes run/evaluate/<method>/<seed>/<which>.parquet, atomically, on a CPU in parallel; a checkpoint that is both is
-    sampled once. Returns one row a model and set.
+    Each set is sampled from a seed of its own. Returns one row a response: the set's name in column `set`, then
+    `pmd.sampling.scoring.COLUMNS`. ValueError in one line if the folder holds no model or there is no such device.
     """
-    sets = {name: read_problems(data / f"{name}.jsonl") for name in config.sets}
-    models = {run / "base": [run / "evaluate" / "base" / "last.parquet"]}
-    for result in sorted((run / "train").glob("*/*/result.json")):
-        out, steps = run / "evaluate" / result.parent.relative_to(run / "train"), read_json(result)
-        for which in ("last", "best"):
-            same = steps["best_step"] == steps["last_step"]
-            models.setdefault(result.parent / ("last" if same else which), []).append(out / f"{which}.parquet")
-    if len(models) == 1:
-        raise ValueError(
-            f"{run / 'train'}: no finished run to evaluate; run notebooks/2-train.ipynb or `dvc repro` first"
-        )
-    with processes(workers(1, config.device), config.device) as pool:
-        arguments = [(config, model, sets, paths) for model, paths in models.items()]
-        frames = list(
-            tqdm(
-                pool.map(_evaluate_one, arguments),
-                total=len(models),
-                desc="evaluate",
-                unit="model",
-                mininterval=5,
-            )
-        )
+    from pmd.model.loading import load_policy  # only here: a parent of worker processes needs no torch
+    from pmd.sampling.scoring import respond
+    from pmd.sampling.torch_engine import Sampling, TorchEngine
+
+    model, tokenizer = load_policy(Path(model_dir), config.device)
+    engine = TorchEngine(model, tokenizer.eos_token_id)
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    frames = []
+    for name, problems in sets.items():
+        seed = derive(config.seed, 0, f"evaluate/{name}")
+        frames.append(respond(engine, tokenizer, problems, config.k, sampling, seed))
+        frames[-1].insert(0, "set", name)
     return pd.concat(frames, ignore_index=True)
 
 
-def _evaluate_one(arguments: tuple[Evaluate, Path, dict[str, list[dict]], list[Path]]) -> pd.DataFrame:
-    from pmd.model import threads  # only here, as in pmd.experiments.launch
-    from pmd.sampling.scoring import evaluate
+def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
+    """Evaluate the base model and the last and validation-best checkpoint of every run below run/train.
 
-    config, model, sets, paths = arguments
+    Writes run/evaluate/<method>/<seed>/<which>.parquet, each atomically. A checkpoint that is both the last and the
+    best is sampled once and written twice. Returns one row a checkpoint and set: method, which, set, and the means avg
+    (the accuracy), tokens and truncated. ValueError if no run is finished.
+    """
+    sets = {name: read_problems(data / f"{name}.jsonl") for name in config.sets}
+    outputs = {run / "base": [run / "evaluate" / "base" / "last.parquet"]}
+    for result in sorted((run / "train").glob("*/*/result.json")):
+        folder, steps = run / "evaluate" / result.parent.relative_to(run / "train"), read_json(result)
+        for which in ("last", "best"):
+            same = steps["best_step"] == steps["last_step"]
+            outputs.setdefault(result.parent / ("last" if same else which), []).append(folder / f"{which}.parquet")
+    if len(outputs) == 1:
+        raise ValueError(
+            f"{run / 'train'}: no finished run to evaluate; run notebooks/2-train.ipynb or `dvc repro` first"
+        )
+    jobs = [(config, model, sets, paths) for model, paths in outputs.items()]
+    with processes(workers(1, config.device), config.device) as pool:
+        done = pool.map(_evaluate_one, jobs)
+        frames = list(tqdm(done, total=len(jobs), desc="evaluate", unit="model", mininterval=5))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _evaluate_one(job: tuple[Evaluate, Path, dict[str, list[dict]], list[Path]]) -> pd.DataFrame:
+    """In a worker: evaluate one model folder on one thread, and write its samples to every path that stands for it."""
+    from pmd.model import threads  # only here, for the reason that `evaluate` gives
+
+    config, model, sets, paths = job
     threads.use(1)
     samples = evaluate(config, model, sets)
     means = samples.groupby("set").agg(

@@ -1,14 +1,14 @@
-"""Accuracy from k samples a prompt, and intervals for means over seeds and prompts.
+"""Intervals for means over seeds and prompts, for scalars of a run, for ratios and for counts of runs.
 
-A finished experiment is a matrix of scores, one row a training seed, one column a test prompt. Both are
-samples: another seed would train another policy, another prompt would be easier or harder. An interval that
-resamples only one of them answers a narrower question than the one a reader asks, so the intervals here
-cluster by both. All randomness comes from an explicit `numpy.random.Generator`.
+A finished experiment is a matrix of scores, one row a training seed, one column a test prompt. Both are samples:
+another seed would train another policy, another prompt would be easier or harder. An interval that resamples only one
+of them answers a narrower question than the one a reader asks, so the intervals here cluster by both. All randomness
+comes from an explicit `numpy.random.Generator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,82 +22,6 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
-
-
-# --- accuracy from k samples ---
-
-
-def _counts(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
-    if n < 1 or k < 1:
-        raise ValueError(f"n and k must be at least 1, got n={n}, k={k}")
-    counts = np.asarray(correct, dtype=np.float64)
-    if counts.size and (counts.min() < 0 or counts.max() > n):
-        raise ValueError(f"correct: must lie in 0..n={n}, got {counts.min():g}..{counts.max():g}")
-    return counts
-
-
-def avg_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """avg@k: the share of a prompt's k samples that is right.
-
-    correct: successes out of k, integers of any shape. Returns float64 in [0, 1] of the same shape.
-    Raises ValueError if a count is outside 0..k.
-    """
-    return _counts(correct, k, k) / k
-
-
-def pass_at_k(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
-    """Unbiased pass@k from n ≥ k samples, 1 − C(n−c, k)/C(n, k) (Chen et al. 2021, arXiv:2107.03374, eq. 1).
-
-    correct: successes c out of n, integers of any shape. Returns float64 in [0, 1] of the same shape: the
-    probability that k samples drawn *without* replacement from the n hold a success. The binomials' ratio is
-    taken as the product of (1 − k/i) over i = n−c+1..n, which neither overflows nor cancels.
-    Raises ValueError if k > n or a count is outside 0..n.
-    """
-    if k > n:
-        raise ValueError(f"k: pass@k needs k ≤ n samples, got k={k}, n={n}")
-    counts = _counts(correct, n, k)
-    order = np.arange(1, n + 1)
-    factors = np.clip(1 - k / order, 0, None)
-    miss = np.append(np.cumprod(factors[::-1])[::-1], 1.0)  # miss[j] = prod of the factors j+1..n
-    return 1 - miss[n - counts.astype(np.int64)]
-
-
-def resampled_best_at_k(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
-    """best@k as the reference code (OpenKimi, through verl) has it: the best of k drawn *with* replacement.
-
-    Its expectation over the resampling is 1 − (1 − c/n)^k exactly, so nothing is simulated. It is biased low
-    against the pass@k it is often read as: one success in 32 samples gives 0.638 at k = 32, where pass@32 of
-    that pool is 1. Shapes, dtype and errors as for `pass_at_k`, but k may exceed n.
-    """
-    return 1 - (1 - _counts(correct, n, k) / n) ** k
-
-
-def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
-    """The answer with the most votes; of equally many the one that was given first.
-
-    answers: one entry a sample, in sampling order; None is a sample without an answer and never wins unless
-    all are None (or there are none).
-    """
-    votes: dict[Hashable, int] = {}
-    for answer in answers:
-        if answer is not None:
-            votes[answer] = votes.get(answer, 0) + 1
-    return max(votes, key=votes.__getitem__, default=None)  # dict order and max() both keep the first of equals
-
-
-def maj_at_k(answers: Sequence[Hashable | None], right: Sequence[bool]) -> bool:
-    """maj@k of one prompt: is the majority's answer right?
-
-    answers: one entry a sample (None: no answer); right: whether that sample was rewarded, in the same
-    order. Samples that agree are rewarded alike; the first decides. Raises ValueError if the lengths differ.
-    """
-    if len(answers) != len(right):
-        raise ValueError(f"right: needs one entry an answer, got {len(right)} for {len(answers)}")
-    winner = majority(answers)
-    return winner is not None and bool(right[answers.index(winner)])
-
-
-# --- intervals ---
 
 
 def _spread(n: int, level: float) -> float:

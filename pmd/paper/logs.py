@@ -1,9 +1,11 @@
-"""Run directories -> tidy pandas frames: the one place that knows where runs lie and what their files hold.
+"""Read the folders of finished runs into tidy pandas frames, from which figures, tables and claims are made.
 
-runs/<preset>/train/<method>/seed-<s>/             the main matrix
-runs/<preset>/ablate/<axis>/<variant>/seed-<s>/    ablations: axes tau, group, stale
-runs/<preset>/evaluate/<method>/seed-<s>/          responses of the last and the validation-best checkpoint
-runs/<preset>/stages/**.json                       what each executed notebook cost
+The folders that are read here:
+
+runs/<preset>/train/<method>/seed-<s>/             the main matrix: every method with the same budget
+runs/<preset>/ablate/<axis>/<variant>/seed-<s>/    ablations along the axes tau, group and stale
+runs/<preset>/evaluate/<method>/seed-<s>/          responses of the last and of the validation-best checkpoint
+runs/<preset>/stages/**.json                       what each executed notebook took
 """
 
 from __future__ import annotations
@@ -16,14 +18,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pmd.evaluators import intervals
 from pmd.files import read_json, read_jsonl
+from pmd.methods import METHODS
+from pmd.sampling.accuracy import accuracy, avg_at_k, pass_at_k, resampled_best_at_k, summarise
 
 SETS = ("test", "ood")
 """The sets that are reported: in-distribution and longer problems. Pooled they are "overall"."""
-
-METHODS = ("pmd-mean", "pmd-part", "grpo", "grpo-unclipped", "gspo", "rloo", "dr-grpo", "cispo", "kimi")
-"""Every method in the order in which figures and tables show them."""
 
 _RUN_KEYS = ("method", "seed", "tau", "lr", "group_size", "prompts", "minibatches", "steps")
 _LOG_KEYS = (
@@ -40,7 +40,7 @@ _LOG_KEYS = (
 )
 _TIMING_KEYS = ("step", "wall_s", "peak_memory_mb")
 _EVAL_KEYS = ("step", "set", "k", "correct", "majority", "length", "truncated")
-_RESPONSE_KEYS = ["set", "prompt_id", "sample", "answer", "reward", "tokens", "truncated"]
+_RESPONSE_KEYS = ["set", "prompt_id", "sample", "answer", "correct", "tokens", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,13 @@ def matrix(rows: pd.DataFrame, metric: str) -> NDArray[np.float64]:
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
-    """The methods that occur, each once, in the order of `METHODS`."""
-    found = set(methods)
+    """The methods that occur, each once, in the order of pmd/methods.py; "base", the base model, is none.
+
+    ValueError naming a method that is not listed there: it would be missing from figures and tables unnoticed.
+    """
+    found = set(methods) - {"base"}
+    if unknown := sorted(found - set(METHODS)):
+        raise ValueError(f"method: got {unknown[0]!r}, must be one of pmd/methods.py: {', '.join(METHODS)}")
     return [method for method in METHODS if method in found]
 
 
@@ -199,13 +204,13 @@ def clock(logs: Logs) -> pd.DataFrame:
 
 def _scores(row: dict, metric: str) -> NDArray[np.float64]:
     if metric == "avg":
-        return intervals.avg_at_k(row["correct"], row["k"])
+        return avg_at_k(row["correct"], row["k"])
     if metric == "best":
-        return intervals.resampled_best_at_k(row["correct"], row["k"], row["k"])
+        return resampled_best_at_k(row["correct"], row["k"], row["k"])
     if metric in ("maj", "length"):
         return np.asarray(row["majority" if metric == "maj" else "lengths"], dtype=np.float64)
     if metric.startswith("pass@"):
-        return intervals.pass_at_k(row["correct"], row["k"], int(metric.removeprefix("pass@")))
+        return pass_at_k(row["correct"], row["k"], int(metric.removeprefix("pass@")))
     raise ValueError(f"metric: {metric!r} is not one of avg, best, maj, length, pass@J")
 
 
@@ -263,7 +268,11 @@ def _evals(path: Path) -> pd.DataFrame:
 
 
 def _responses(path: Path, prompts: dict[str, list[str]]) -> pd.DataFrame:
-    """One row a set from one row a response; `prompts` remembers each set's ids and insists on them."""
+    """One row for each set, from a file with one row a response.
+
+    prompts: the ids of each set in the files read before, to which those of a new set are added. ValueError if this
+    file's differ from them, or if a problem has more samples than another.
+    """
     try:
         table = pd.read_parquet(path, columns=_RESPONSE_KEYS)
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors and OSErrors
@@ -275,20 +284,8 @@ def _responses(path: Path, prompts: dict[str, list[str]]) -> pd.DataFrame:
             raise ValueError(f"{path}: set {name!r} has other prompts than the files read before it")
         if len(set(counts)) != 1:
             raise ValueError(f"{path}: set {name!r} has prompts with different numbers of samples")
-        shape = (len(ids), counts[0])
-        answers = part.answer.astype(object).where(part.answer.notna(), None).to_numpy().reshape(shape).tolist()
-        right = (part.reward.to_numpy() > 0).reshape(shape)
-        rows.append(
-            {
-                "set": name,
-                "k": int(counts[0]),
-                "correct": right.sum(axis=1).tolist(),
-                "majority": [int(intervals.maj_at_k(a, r)) for a, r in zip(answers, right, strict=True)],
-                "lengths": part.tokens.to_numpy(dtype=float).reshape(shape).mean(axis=1).tolist(),
-                "truncated": float(part.truncated.mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append({"set": name} | summarise(part, ids.tolist()))
+    return pd.DataFrame(rows).rename(columns={"length": "lengths"})
 
 
 def _summarised(rows: pd.DataFrame) -> pd.DataFrame:
@@ -303,7 +300,8 @@ def _summarised(rows: pd.DataFrame) -> pd.DataFrame:
         truncated = float(np.average([record["truncated"] for record in reported], weights=weights))
         records.append({"set": "overall", "k": reported[0]["k"], "truncated": truncated} | pooled)
     for record in records:
-        for metric in ("avg", "best", "maj", "length"):
+        record["avg"] = accuracy(record)
+        for metric in ("best", "maj", "length"):
             record[metric] = float(_scores(record, metric).mean())
     return pd.DataFrame(records)
 

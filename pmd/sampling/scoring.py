@@ -1,33 +1,34 @@
-"""Sample a policy on a problem set and score it.
+"""Sample k responses to each problem, and judge them by the problem's rule.
 
-Saved samples (parquet, one row a response) are enough to recompute every metric without the model.
+The rows, saved as parquet, are enough to compute every metric again without the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from pmd.evaluators.evaluate import Evaluate
-from pmd.evaluators.intervals import maj_at_k
 from pmd.model.distributed import spread
-from pmd.model.loading import load_policy
 from pmd.problems.prompts import encode
 from pmd.problems.verifier import equivalent, verify
-from pmd.sampling.seeds import derive
-from pmd.sampling.torch_engine import Engine, Responses, Sampling, TorchEngine
+from pmd.sampling import accuracy
+from pmd.sampling.torch_engine import Engine, Responses, Sampling
 
 VERDICT = ["answer", "correct", "reward", "killed"]
 COLUMNS = ["prompt_id", "sample", "prompt", "response", *VERDICT, "tokens", "truncated", "seed"]
-"""One row a response. killed: its verification hit a limit and it counts as wrong; truncated: it did not end by itself;
-tokens and seed are null where another program sampled it."""
+"""The columns of a frame with one row a response.
+
+killed: its verification hit a limit, and it counts as wrong. truncated: it did not end by itself. tokens and seed are
+null where another program sampled it.
+"""
 
 
 def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: Sampling, seed: int) -> pd.DataFrame:
-    """k responses to each problem, scored: a row each, in order, with COLUMNS; every rank does its share of both."""
+    """k responses to each problem, sampled and scored: a frame with COLUMNS, a row a response, in order.
+
+    In a torchrun job every rank samples and scores its share of the problems, and all return the same frame.
+    """
 
     def work(share: list[dict], first: int) -> list[list[list[int]]]:
         return engine.sample([encode(tokenizer, problem["prompt"]) for problem in share], k, sampling, seed, first)
@@ -55,7 +56,7 @@ def score(problems: list[dict], responses: Responses, tokenizer) -> list[dict]:
 
 
 def verdicts(rows: list[dict], problems: Iterable[dict]) -> list[dict]:
-    """VERDICT of each row (prompt_id, response, truncated) by its problem's rule: one batch, whatever the rules."""
+    """VERDICT of each row (prompt_id, response, truncated) by its problem's rule, all in one batch."""
     known = {problem["id"]: problem for problem in problems}
     asked = [known[row["prompt_id"]] for row in rows]
     found = verify(
@@ -68,31 +69,23 @@ def verdicts(rows: list[dict], problems: Iterable[dict]) -> list[dict]:
 
 
 def summarise(samples: pd.DataFrame, problems: Iterable[dict]) -> dict:
-    """Per-prompt counts, from which avg@k, pass@k, best@k and maj@k follow; problems in the given order.
-
-    {"k", "correct": successes of k, "majority": 0/1 is the majority answer right, "length": mean tokens, "truncated"}.
-    """
+    """`accuracy.summarise` of `respond`'s rows, where answers that a problem's rule calls equal vote together."""
     problems = list(problems)
-    groups = dict(list(samples.sort_values("sample", kind="stable").groupby("prompt_id", sort=False)))
-    ordered = [groups[problem["id"]] for problem in problems]
-    answers = [[a if isinstance(a, str) else None for a in group["answer"]] for group in ordered]
-    votes = merge(answers, [problem.get("rule", "exact") for problem in problems])
-    right = [group["correct"].tolist() for group in ordered]
-    return {
-        "k": len(ordered[0]),
-        "correct": [sum(flags) for flags in right],
-        "majority": [int(maj_at_k(vote, flags)) for vote, flags in zip(votes, right, strict=True)],
-        "length": [float(group["tokens"].mean()) for group in ordered],
-        "truncated": float(samples["truncated"].mean()),
-    }
+    ids, rules = [problem["id"] for problem in problems], [problem.get("rule", "exact") for problem in problems]
+    if set(rules) != {"exact"}:
+        samples = accuracy.in_order(samples, ids)
+        merged = merge(accuracy.answers_of(samples, ids), rules)
+        samples = samples.assign(answer=[answer for answers in merged for answer in answers])
+    return accuracy.summarise(samples, ids)
 
 
 def merge(answers: Sequence[Sequence[str | None]], rules: Sequence[str]) -> list[list[str | None]]:
-    """Each problem's answers, those that its rule calls equal replaced by the one of them that was given first.
+    """Replace each answer by the first answer to the same problem that the rule calls equal to it.
 
-    Equality by rule need not be transitive, so the order decides: an answer joins the earliest of the answers that
-    stand for others, if it equals one. Under "exact" only equal strings are equal. All problems advance together, one
-    batch a round, because a batch is what the verifier's workers are fast at.
+    After that the votes for an answer can be counted by comparing strings. Equality by a rule need not be transitive,
+    so the order decides: an answer joins the earliest answer that stands for others and that it equals. Under "exact"
+    only equal strings are equal. All problems advance together, with one batch of comparisons a round, because the
+    verifier's workers are fast at batches.
     """
     stands: list[dict[str | None, str | None]] = [{answer: answer for answer in group} for group in answers]
     left = {i: [a for a in stands[i] if a is not None] for i, rule in enumerate(rules) if rule != "exact"}
@@ -105,21 +98,3 @@ def merge(answers: Sequence[Sequence[str | None]], rules: Sequence[str]) -> list
                     stands[i][other] = first
         left = {i: [a for a in group[1:] if stands[i][a] == a] for i, group in left.items()}
     return [[stands[i][answer] for answer in group] for i, group in enumerate(answers)]
-
-
-def evaluate(config: Evaluate, model_dir: Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
-    """Sample the policy in a model folder on every set, each from its own seed; `respond`'s frame, `set` first."""
-    model, tokenizer = load_policy(model_dir, config.device)
-    engine = TorchEngine(model, tokenizer.eos_token_id)
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    frames = []
-    for name, problems in sets.items():
-        frame = respond(engine, tokenizer, problems, config.k, sampling, derive(config.seed, 0, f"evaluate/{name}"))
-        frame.insert(0, "set", name)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def accuracy(summary: dict) -> float:
-    """avg@k of a summary."""
-    return float(np.mean(summary["correct"]) / summary["k"])

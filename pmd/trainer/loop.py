@@ -24,7 +24,8 @@ from pmd.model import checkpoint, distributed, threads
 from pmd.model.forward import checkpoint_activations, compile_layers
 from pmd.model.loading import load_policy, save_policy
 from pmd.problems.prompts import encode
-from pmd.sampling.scoring import accuracy, respond, score, summarise
+from pmd.sampling.accuracy import accuracy
+from pmd.sampling.scoring import respond, score, summarise
 from pmd.sampling.seeds import derive, prompt_order
 from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine
 from pmd.trainer.passes import Rollouts, from_tensors, to_tensors
