@@ -9,7 +9,9 @@ import pytest
 
 from pmd.evaluators import intervals
 from pmd.files import ROOT
-from pmd.paper import figures, logs
+from pmd.methods import METHODS as REGISTERED
+from pmd.methods import Method
+from pmd.paper import figures, logs, style, tables
 from tests.synthetic import METHODS, write_preset, write_run
 
 
@@ -142,6 +144,38 @@ def test_f8_joins_the_main_matrix_where_only_the_axis_differs(data):
     assert (plotted.low <= plotted["mean"]).all()
     assert (plotted["mean"] <= plotted.high).all()
     draw(figure)
+
+
+def test_a_registered_method_is_in_every_figure_and_table_and_an_unknown_one_is_an_error(tmp_path, monkeypatch):
+    """A method that the runs have and that a list lacks was left out, and nobody told."""
+    write_preset(tmp_path, ["grpo", "reinforce"], seeds=1, steps=2, every=1, problems=2, stale=(16,))
+    write_run(tmp_path / "ablate/tau/reinforce-0.2/seed-0", "reinforce", 0, 2, 1, 2, tau=0.2, axis="tau")
+    data, evaluated = logs.load(tmp_path), logs.evaluated(tmp_path)
+    reported = pd.DataFrame(columns=["panel", "method", "step", "value"], dtype=object)
+    made = {
+        "F5": lambda: figures.training_curves(data)[0],
+        "F6": lambda: figures.time_efficiency(data)[0],
+        "F7": lambda: figures.implicit_regulariser(data)[0],
+        "F8": lambda: figures.ablations(data, rng())[0],
+        "T1": lambda: tables.main_results(evaluated, reported, rng()),
+        "T2": lambda: tables.time_efficiency(data),
+        "T3": lambda: tables.hyperparameters({}, data.runs),
+    }
+    for make in [*made.values(), lambda: tables.summary(evaluated)]:
+        with pytest.raises(ValueError, match=r"method: (got )?'reinforce'"):
+            make()
+    method = Method("REINFORCE", "group_mean", "reinforce", ("normalise",), "plain policy gradient")
+    monkeypatch.setitem(REGISTERED, "reinforce", method)
+    monkeypatch.setitem(style.LOOKS, "reinforce", ("black", "-", "*"))
+    for name, make in made.items():
+        if name.startswith("F"):
+            assert "REINFORCE" in [text.get_text() for text in make().legends[0].get_texts()], name
+        elif name != "T3":
+            assert "REINFORCE" in set(make().frame["method"]), name
+    rows = made["T3"]().frame.set_index("hyper-parameter")["ours"]
+    assert "REINFORCE" in rows["train.normalise"]
+    assert "REINFORCE" not in rows["train.tau"]
+    assert list(tables.summary(evaluated)) == ["base", "grpo", "reinforce"]
 
 
 def test_the_smallest_run_is_drawn_without_bands_and_without_a_warning(smoke):

@@ -230,7 +230,7 @@ def test_the_tuning_table_chooses_the_best_mean_and_of_equals_the_smaller(tmp_pa
         late = 3 if (job.config.method, job.config.tau, job.config.lr) == ("pmd-mean", 2.0, 1.0e-5) else 2
         rows = [{"set": "val", "step": step, "correct": [4 if step == 2 else late], "k": 4} for step in (2, 4)]
         write_jsonl(tmp_path / job.name / "eval.jsonl", rows)  # the first half must not count
-    table = tuning.table(made, tmp_path)
+    table = tuning.tuning_table(made, tmp_path)
     chosen = table[table["chosen"]].set_index("method")
     assert len(table) == 8
     assert len(chosen) == 2

@@ -6,26 +6,26 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+from pmd.methods import METHODS
 from pmd.paper import style
 
-METHODS = ["pmd-mean", "pmd-part", "grpo", "gspo", "rloo", "dr-grpo", "cispo", "kimi", "grpo-unclipped"]
 LABELS = [
     "PMD-mean",
     "PMD-part",
     "GRPO",
+    "GRPO, no clip",
     "GSPO",
     "RLOO",
     "Dr. GRPO",
     "CISPO",
     "Kimi K1.5",
-    "GRPO, no clip",
 ]
 
 
 @pytest.fixture
 def figure():
     with mpl.rc_context():
-        style.use()
+        style.apply_style()
         figure, axes = plt.subplots()
         axes.plot([1, 2, 3], [1, 4, 9], **style.method_style("pmd-mean"))
         axes.set_xlabel(r"$\Delta/\tau$")
@@ -39,6 +39,10 @@ def test_every_method_has_its_own_label_line_and_marker():
     assert len({(str(s["linestyle"]), s["marker"]) for s in styles}) == len(METHODS)
     assert len({str(s["linestyle"]) for s in styles}) == len(METHODS)
     assert max(styles, key=lambda s: s["linewidth"])["label"] == "PMD-mean"
+
+
+def test_every_registered_method_has_a_look_and_none_else():
+    assert set(style.LOOKS) == set(METHODS)
 
 
 def test_an_unknown_method_is_named():

@@ -609,7 +609,7 @@ def test_the_prediction_is_low_by_one_nth_for_weak_updates():
 @pytest.fixture
 def canvas():
     with mpl.rc_context():
-        style.use()
+        style.apply_style()
         yield
         plt.close("all")
 

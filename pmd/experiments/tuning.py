@@ -1,4 +1,4 @@
-"""How learning rates, τ and clips are chosen: as many tries for every method, judged on validation alone."""
+"""How learning rates, τ and clips are chosen: by validation accuracy alone, with as many tries for every method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pandas as pd
 from pmd import params
 from pmd.experiments.launch import Job
 from pmd.files import read_jsonl
-from pmd.trainer.objectives import OBJECTIVES
+from pmd.methods import METHODS
+from pmd.sampling.accuracy import accuracy
 
 TUNED = ("tau", "clip_low", "clip_high", "lr")
 """The settings that may be tuned: those of a method's own, then the learning rate."""
@@ -49,29 +50,30 @@ def jobs(tune: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) 
     ]
 
 
-def score(folder: Path) -> float:
-    """A run's validation accuracy averaged over the evaluations of its second half: steadier than its last one."""
+def validation_accuracy(folder: Path) -> float:
+    """A run's validation accuracy, the mean over the evaluations of its second half: less noisy than the last one."""
     evals = [row for row in read_jsonl(folder / "eval.jsonl") if row["set"] == "val"]
     half = max(row["step"] for row in evals) / 2
-    late = [sum(row["correct"]) / len(row["correct"]) / row["k"] for row in evals if row["step"] > half]
+    late = [accuracy(row) for row in evals if row["step"] > half]
     return sum(late) / len(late)
 
 
-def table(done: list[Job], out: Path) -> pd.DataFrame:
-    """One row a try: the mean score over seeds, each seed's, and whether it is the method's best.
+def tuning_table(done: list[Job], out: Path) -> pd.DataFrame:
+    """One row a try: its settings, the mean validation accuracy over seeds, each seed's, and whether it is chosen.
 
-    Of equal scores the smaller settings are chosen. What a method does not read is blank.
+    Each method's best try is chosen; of equally good ones that with the smaller settings. A setting that the method
+    does not read is blank.
     """
-    scores = pd.DataFrame(
+    tries = pd.DataFrame(
         {"method": (config := job.config).method}
         | {
-            name: getattr(config, name) if name == "lr" or name in OBJECTIVES[config.method].uses else float("nan")
+            name: getattr(config, name) if name == "lr" or name in METHODS[config.method].uses else float("nan")
             for name in TUNED
         }
-        | {"seed": f"seed {config.seed}", "score": score(out / job.name)}
+        | {"seed": f"seed {config.seed}", "accuracy": validation_accuracy(out / job.name)}
         for job in done
     )
-    wide = scores.set_index(["method", *TUNED, "seed"])["score"].unstack("seed")
+    wide = tries.set_index(["method", *TUNED, "seed"])["accuracy"].unstack("seed")
     wide.insert(0, "mean", wide.mean(axis=1))
     wide = wide.reset_index().sort_values(["method", *TUNED], ignore_index=True)
     wide["chosen"] = wide.index.isin(wide.groupby("method")["mean"].idxmax())

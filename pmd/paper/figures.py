@@ -186,7 +186,7 @@ def ablations(data: Logs, generator: np.random.Generator) -> tuple[Figure, pd.Da
 
 
 def _figure(height: float) -> Figure:
-    style.use()
+    style.apply_style()
     return Figure(figsize=(style.DOUBLE, height))
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pmd.files import atomic
+from pmd.methods import METHODS
 
 SINGLE = 3.4
 """Width in inches of a figure that spans one column of a paper."""
@@ -34,17 +35,18 @@ COLOURS = {
 }
 """Okabe–Ito colours by name, with two greys for guides and bands."""
 
-_METHODS: dict[str, tuple[str, str, Any, str]] = {
-    "pmd-mean": ("PMD-mean", "vermillion", "-", "o"),
-    "pmd-part": ("PMD-part", "blue", (0, (5, 1.5)), "s"),
-    "grpo": ("GRPO", "green", (0, (1, 1.2)), "^"),
-    "gspo": ("GSPO", "purple", (0, (5, 1.5, 1, 1.5)), "D"),
-    "rloo": ("RLOO", "orange", (0, (3, 1.2)), "v"),
-    "dr-grpo": ("Dr. GRPO", "sky", (0, (5, 1.2, 1, 1.2, 1, 1.2)), "P"),
-    "cispo": ("CISPO", "black", (0, (1, 2.5)), "X"),
-    "kimi": ("Kimi K1.5", "grey", (0, (7, 2)), "<"),
-    "grpo-unclipped": ("GRPO, no clip", "green", (0, (3, 1, 1, 1, 1, 1)), ">"),
+LOOKS: dict[str, tuple[str, Any, str]] = {
+    "pmd-mean": ("vermillion", "-", "o"),
+    "pmd-part": ("blue", (0, (5, 1.5)), "s"),
+    "grpo": ("green", (0, (1, 1.2)), "^"),
+    "grpo-unclipped": ("green", (0, (3, 1, 1, 1, 1, 1)), ">"),
+    "gspo": ("purple", (0, (5, 1.5, 1, 1.5)), "D"),
+    "rloo": ("orange", (0, (3, 1.2)), "v"),
+    "dr-grpo": ("sky", (0, (5, 1.2, 1, 1.2, 1, 1.2)), "P"),
+    "cispo": ("black", (0, (1, 2.5)), "X"),
+    "kimi": ("grey", (0, (7, 2)), "<"),
 }
+"""The colour, line style and marker of each method of pmd/methods.py, which has their labels and their order."""
 
 _RC = {
     "axes.formatter.use_mathtext": True,
@@ -87,9 +89,9 @@ _RC = {
 }
 
 
-def use() -> None:
+def apply_style() -> None:
     """Make the house style matplotlib's default for this process."""
-    import seaborn as sns  # only here: it takes a second to load, and a table needs no more than names
+    import seaborn as sns  # only here: it takes a second to load, and a table needs the methods' labels alone
 
     sns.set_theme(context="paper", style="ticks", palette=[COLOURS[c] for c in list(COLOURS)[:7]], rc=_RC)
 
@@ -99,15 +101,15 @@ def method_style(method: str) -> dict[str, Any]:
 
     Raises ValueError if `method` is not one of the methods with a style.
     """
-    if method not in _METHODS:
-        raise ValueError(f"method: {method!r} has no style; allowed: {', '.join(_METHODS)}")
-    label, colour, linestyle, marker = _METHODS[method]
+    if method not in LOOKS:
+        raise ValueError(f"method: {method!r} has no style; allowed: {', '.join(LOOKS)}")
+    colour, linestyle, marker = LOOKS[method]
     first = method == "pmd-mean"
     return {
         "color": COLOURS[colour],
         "linestyle": linestyle,
         "marker": marker,
-        "label": label,
+        "label": METHODS[method].label,
         "linewidth": 2.0 if first else 1.2,
         "zorder": 3 if first else 2,
     }
@@ -116,9 +118,8 @@ def method_style(method: str) -> dict[str, Any]:
 def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Write `stem`.svg, `stem`.png (300 dpi) and `stem`.csv (the plotted numbers), each atomically.
 
-    The same figure gives the same bytes: SVG ids come from a fixed salt and no file carries a date. The figure's layout
-    is computed once and stays, which is half of the time of drawing it for each file. A notebook shows the PNG that was
-    written: one more drawing would take as long again.
+    The same figure gives the same bytes: SVG ids come from a fixed salt and no file carries a date. The layout is
+    computed once and then kept, which halves the time of writing both images.
     Returns the three paths in that order. Raises OSError naming the path that could not be written.
     """
     stem = Path(stem)

@@ -12,10 +12,10 @@ import pandas as pd
 
 from pmd.evaluators import intervals
 from pmd.evaluators.intervals import Interval
+from pmd.methods import METHODS
 from pmd.paper import logs, style
 from pmd.paper.logs import SETS, Logs
 from pmd.paper.typeset import Table, from_records
-from pmd.trainer.objectives import OBJECTIVES
 
 TARGET = 0.95
 """T2's target accuracy, as a share of GRPO's final overall accuracy."""
@@ -220,7 +220,7 @@ def hyperparameters(params: dict[str, Any], runs: pd.DataFrame) -> Table:
 def _setting(runs: pd.DataFrame, key: str) -> str:
     """The value of one field of run.json, by method where they differ, for the methods that read it."""
     conditional = {"tau", "clip_low", "clip_high", "normalise"}
-    readers = [m for m in logs.ordered(runs.method) if key not in conditional or key in OBJECTIVES[m].uses]
+    readers = [m for m in logs.ordered(runs.method) if key not in conditional or key in METHODS[m].uses]
     shown = {m: ", ".join(dict.fromkeys(_plain(v) for v in runs[runs.method == m][key])) for m in readers}
     everyone = len(readers) == runs.method.nunique()
     if everyone and len(set(shown.values())) == 1:
