@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -50,6 +50,10 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values, which are checked like the first ones."""
+        return read(type(self), type(self).__name__.lower(), self.model_dump() | changes)
 
 
 def must(good: Callable[[Any], bool], allowed: str) -> AfterValidator:

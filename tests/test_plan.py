@@ -57,7 +57,7 @@ def test_state_is_divided_and_copies_are_not():
     half, whole = run(dtype="bfloat16"), run()
     assert plan.copies(SHAPE, whole, 1, backward=True) == 0
     assert plan.copies(SHAPE, half, 1, backward=True) == 2 * (3 * LAYER + 64_000)
-    again = replace(half, checkpoint_activations=True)
+    again = half.replace(checkpoint_activations=True)
     assert plan.copies(SHAPE, again, 1, backward=True) == 2 * (LAYER + 64_000)
     assert plan.copies(SHAPE, again, 1, backward=False) == 2 * (3 * LAYER + 64_000)
     assert plan.copies(SHAPE, half, 4, backward=False) == 2 * (SHAPE.rest + 2 * LAYER)
@@ -69,7 +69,7 @@ def test_the_largest_pass_keeps_to_the_budget_and_never_splits_a_response():
     assert plan.largest_pass(train, 50, 1) == Pass(4 * 50 + 32 * 100, 32, 32 * 150 + 200, 32 * 100 * 150 + 4 * 2500)
     assert plan.largest_pass(train, 50, 4).responses == 8
     for budget, responses in ((849, 7), (850, 8), (999, 8), (1000, 9), (10, 1)):
-        found = plan.largest_pass(replace(train, microbatch_tokens=budget), 50, 1)
+        found = plan.largest_pass(train.replace(microbatch_tokens=budget), 50, 1)
         assert found.responses == responses
         assert found.tokens == responses * 100 + 50 * -(-responses // 8)
 
@@ -83,10 +83,10 @@ def test_activations_by_hand():
     assert plan.layer_activations(SHAPE, exact, 1, size) == one
     last = 4 * (10 * 3 * 64 + 64 * 2 * exact.max_tokens)
     assert plan.activations(SHAPE, exact, 1, size, backward=True) == 3 * one + 4 * 40 + last
-    again = replace(exact, checkpoint_activations=True)
+    again = exact.replace(checkpoint_activations=True)
     assert plan.activations(SHAPE, again, 1, size, backward=True) == 3 * 4 * 64 * 10 + one + 4 * 40 + last
     assert plan.activations(SHAPE, again, 1, size, backward=False) == 3 * 4 * 64 * 10 + 4 * 40 + last
-    cuda = replace(exact, dtype="bfloat16", device="cuda")
+    cuda = exact.replace(dtype="bfloat16", device="cuda")
     # autocast: the stream in fp32, five casts; sharded: the stream in bf16; nothing quadratic
     common = 2 * (3 * 64 + 2 * 32) + 4 * 2 * 96
     assert plan.layer_activations(SHAPE, cuda, 1, size) == 10 * (2 * 8 * 64 + 5 * 2 * 64 + common)
@@ -112,7 +112,7 @@ def test_the_engines_memory():
     found = plan.sampling(SHAPE, vllm, 20, 4, 1e9)
     assert found == {"engine weights": SHAPE.total, "KV cache": 0.25e9 - SHAPE.total}
     assert "KV cache" not in plan.phases(SHAPE, vllm, 20, 4, 1e9)["update"]  # it sleeps
-    assert "KV cache" in plan.phases(SHAPE, replace(vllm, device="cpu"), 20, 4, 1e9)["update"]
+    assert "KV cache" in plan.phases(SHAPE, vllm.replace(device="cpu"), 20, 4, 1e9)["update"]
 
 
 def test_time_by_hand():
@@ -122,7 +122,7 @@ def test_time_by_hand():
     once = 2 * SHAPE.products * tokens + 4 * 3 * 64 * 4 * (18 + 2 * (60 + 50))
     work = plan.flops_of(SHAPE, train, 6, 10)
     assert work == {"rollout": once, "old log-probs": once, "update": 3 * once, "probe": once / 2}
-    assert plan.flops_of(SHAPE, replace(train, checkpoint_activations=True), 6, 10)["update"] == 4 * once
+    assert plan.flops_of(SHAPE, train.replace(checkpoint_activations=True), 6, 10)["update"] == 4 * once
     read = 4 * SHAPE.products + 8 * 11 * plan.kv_bytes(SHAPE, train)  # half of ten tokens behind a prompt of six
     found = plan.seconds_of(SHAPE, train, 6, 10, 1, 0, 1e9, 1e6)
     assert found["rollout"] == pytest.approx(10 * read / 1e6)
@@ -169,8 +169,8 @@ def test_what_does_not_fit_is_refused_and_the_advice_makes_it_fit(model, ranks, 
         elif key.startswith("engine_options."):
             options[key.removeprefix("engine_options.")] = float(value) if "." in value else int(value)
         else:
-            train = replace(train, **{key: {"true": True, "vllm": "vllm"}.get(value) or int(value)})
-    plan.check_fit(config, replace(train, engine_options=options), *where)
+            train = train.replace(**{key: {"true": True, "vllm": "vllm"}.get(value) or int(value)})
+    plan.check_fit(config, train.replace(engine_options=options), *where)
 
 
 def test_what_no_setting_helps_says_so():

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pmd import params
 from pmd.files import ROOT, read_json
+from pmd.harness.config import Train
 from pmd.model import forward
 from pmd.model.from_scratch import Base
 from pmd.model.loading import build_policy
-from pmd.params import Scale, Train
+from pmd.params import Scale
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling import static_decoder
 
@@ -296,7 +297,7 @@ def settings(shape: Shape, train: Train, prompt: int, ranks: int, memory: float,
     taken, one = [], prompt + train.max_tokens - 1
     for key, value in (("checkpoint_activations", True), ("microbatch_tokens", one)):
         if lacks(shape, train, prompt, ranks, memory, free)["update"] > 0 and getattr(train, key) != value:
-            train, taken = replace(train, **{key: value}), [*taken, f"train.{key}: {str(value).lower()}"]
+            train, taken = train.replace(**{key: value}), [*taken, f"train.{key}: {str(value).lower()}"]
     over = lacks(shape, train, prompt, ranks, memory, free)
     if over["update"] > 0 or not (train.device.startswith("cuda") or max(over.values()) <= 0):
         return None
@@ -305,7 +306,7 @@ def settings(shape: Shape, train: Train, prompt: int, ranks: int, memory: float,
     for together in (t for t in (engines(train), 2, 4, 8) if ranks % t == 0):
         for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
             found = {"gpu_memory_utilization": share} | ({"tensor_parallel_size": together} if together > 1 else {})
-            changed = replace(train, engine="vllm", engine_options=train.engine_options | found)
+            changed = train.replace(engine="vllm", engine_options=train.engine_options | found)
             if max(lacks(shape, changed, prompt, ranks, memory, free).values()) <= 0:
                 engine = [] if train.engine == "vllm" else ["train.engine: vllm"]
                 return [*taken, *engine, *(f"train.engine_options.{key}: {value}" for key, value in found.items())]
