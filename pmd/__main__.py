@@ -150,10 +150,7 @@ def score(responses: Path, problems: Path, out: Path) -> None:
 @click.argument("name")
 @click.option("--gpus", type=int, help="Their number in all; the entry's nodes x ranks if not given.")
 @click.option("--memory", type=float, default=80, show_default=True, help="GiB of one GPU.")
-@click.option("--flops", type=float, help="TFLOP/s that a GPU sustains in training.")
-@click.option("--bandwidth", type=float, help="TB/s that a GPU reads its memory with.")
-@click.option("--tokens", type=int, help="The mean length of a response; the longest possible if not given.")
-def plan(name: str, **options: float | None) -> None:
+def plan(name: str, gpus: int | None, memory: float) -> None:
     """Say what memory a run takes and whether it fits.
 
     If it does not, the plan names the settings that help. NAME is a preset or an entry of `scale` in params.yaml.
@@ -162,7 +159,7 @@ def plan(name: str, **options: float | None) -> None:
     """
     from pmd.scale.plan import report
 
-    click.echo(report(name, **options))
+    click.echo(report(name, gpus, memory))
 
 
 @pmd.command()

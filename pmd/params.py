@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-import types
 import typing
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
@@ -143,89 +141,6 @@ def _kind(hint: Any) -> str:
         kind = {list: "a list", dict: "a mapping"}[origin]
         return kind if inner[-1] is Any else f"{kind}, each {'' if origin is list else 'value '}{_kind(inner[-1])}"
     return " or ".join(_kind(option) for option in inner) if inner else _KINDS.get(hint, str(hint))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A run of any size, by torchrun: an entry of `scale:`, named by its key.
-
-    model: a Hugging Face model directory, relative to the repository or absolute, or `owner/name@revision` of the hub;
-    problems: the JSONL file to train on; sets: {name: JSONL file} to evaluate on, "val" among them; max_prompt_tokens:
-    longer prompts are left out and counted; ranks: processes a node, one a GPU (on a CPU they share the cores);
-    train: what differs from the namespace `train`.
-    """
-
-    name: str
-    model: str
-    problems: str
-    sets: dict
-    max_prompt_tokens: int
-    method: str
-    seed: int
-    nodes: int
-    ranks: int
-    train: dict
-
-    def __post_init__(self):
-        def check(condition: bool, key: str, allowed: str) -> None:
-            require(condition, f"scale.{self.name}.{key}", getattr(self, key), allowed)
-
-        check(re.fullmatch(r"[\w-]+", self.name) is not None, "name", "letters, digits, - and _: it names files")
-        check("val" in self.sets, "sets", "a mapping of names to files with val among them")
-        check(all(isinstance(path, str) for path in self.sets.values()), "sets", "a mapping of names to files")
-        for key in ("max_prompt_tokens", "nodes", "ranks"):
-            check(getattr(self, key) >= 1, key, "at least 1")
-
-
-def strict(cls: type, namespace: str, values: dict[str, Any]) -> Any:
-    """`cls(**values)`, every field present, none unknown, each of its declared type; ValueError names the key."""
-    hints = typing.get_type_hints(cls)
-    require(isinstance(values, dict), namespace, values, f"a mapping with {', '.join(hints)}")
-    for key in values:
-        require(key in hints, f"{namespace}.{key}", values[key], f"left out: the keys are {', '.join(hints)}")
-    for key, hint in hints.items():
-        if key not in values:
-            raise ValueError(f"{namespace}.{key}: missing, must be {_name(hint)}")
-        require(_fits(values[key], hint), f"{namespace}.{key}", values[key], _name(hint))
-    return cls(**{key: float(v) if hints[key] is float else v for key, v in values.items()})
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if (
-            kind is float
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) != float("inf")
-        ):
-            return value == value  # NaN fits no field
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-            return True
-    return False
-
-
-def _name(hint: Any) -> str:
-    names = {
-        float: "a number",
-        int: "an integer",
-        str: "a string",
-        bool: "true or false",
-        type(None): "null",
-        dict: "a mapping",
-    }
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return " or ".join(names.get(option, "a list") for option in options)
-
-
-def scale(values: dict[str, Any], name: str) -> tuple[Scale, Train]:
-    """The entry `name` of the `scale` namespace and the run that it describes; values: all of params.yaml."""
-    entries = values["scale"]
-    require(name in entries, "scale", name, f"one of its entries: {', '.join(entries) or 'there is none'}")
-    require(isinstance(entries[name], dict), f"scale.{name}", entries[name], "a mapping")
-    entry = strict(Scale, f"scale.{name}", {"name": name} | entries[name])
-    return entry, train(values["train"], values["methods"], entry.method, entry.seed, **entry.train)
 
 
 def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:

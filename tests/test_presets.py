@@ -25,6 +25,7 @@ from pmd.model.loading import _check_architecture, load_policy
 from pmd.problems import arithmetic
 from pmd.problems.arithmetic import read_problems
 from pmd.scale import plan
+from pmd.scale.entry import read_scale
 from pmd.scale.plan import GIB
 from pmd.trainer import loop
 
@@ -46,7 +47,7 @@ def values(preset: str) -> dict:
 
 @pytest.mark.parametrize("preset", SCALED)
 def test_an_llm_preset_is_one_entry_that_fits_its_machine(preset):
-    entry, train = params.scale(values(preset), preset.replace(".", "_"))
+    entry, train = read_scale(values(preset), preset.replace(".", "_"))
     assert list(params.load(ROOT / "presets" / f"{preset}.yaml")["scale"]) == [entry.name]
     parameters, gpus, gib = SCALED[preset]
     config = plan.architecture(entry.model)
@@ -62,13 +63,13 @@ def test_an_llm_preset_is_one_entry_that_fits_its_machine(preset):
     assert entry.nodes * entry.ranks == gpus
     machine = (entry.max_prompt_tokens, gpus, (1 - plan.RESERVE) * gib * GIB, gib * GIB)
     plan.check_fit(config, train, *machine)
-    assert min(plan.lacks(plan.shape(config), train, *machine[:2], gib * GIB, machine[2]).values()) < 0
+    assert min(plan.shortfall(plan.shape(config), train, *machine[:2], gib * GIB, machine[2]).values()) < 0
 
 
 @pytest.mark.parametrize("preset", SCALED)
 def test_names_of_the_hub_are_pinned_and_files_are_made_by_entries(preset):
     found = values(preset)
-    entry, _ = params.scale(found, preset.replace(".", "_"))
+    entry, _ = read_scale(found, preset.replace(".", "_"))
     assert re.fullmatch(r"Qwen/[\w.-]+@[0-9a-f]{40}", entry.model)
     made = {f"runs/sets/{formats.problem_set(name, own).name}.jsonl" for name, own in found["hub_sets"].items()}
     assert {entry.problems, *entry.sets.values()} == made
@@ -77,7 +78,7 @@ def test_names_of_the_hub_are_pinned_and_files_are_made_by_entries(preset):
 @pytest.mark.parametrize("preset", PAPER)
 def test_the_papers_settings(preset):
     found = values(preset)
-    entry, train = params.scale(found, preset)
+    entry, train = read_scale(found, preset)
     assert (train.prompts, train.group_size, train.minibatches, train.prompts // train.minibatches) == (512, 16, 16, 32)
     assert (train.lr, train.temperature, entry.max_prompt_tokens, train.max_tokens) == (1e-6, 1.0, 2048, 8192)
     assert (train.eval_k, train.eval_top_p, train.eval_prompts, train.normalise) == (32, 0.7, 30, "length")
@@ -89,7 +90,7 @@ def test_the_papers_settings(preset):
 
 
 def test_the_public_30b_curves_are_of_this_tau_and_as_many_steps():
-    _, train = params.scale(values("paper-30b"), "paper-30b")
+    _, train = read_scale(values("paper-30b"), "paper-30b")
     curves = pd.read_csv(ROOT / "results" / "reference" / "reported_30b_curves.csv")
     assert train.tau == 0.1
     assert train.steps == curves["step"].max()

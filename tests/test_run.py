@@ -14,10 +14,10 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args
 
-from pmd import params
 from pmd.files import ROOT, read_json, read_jsonl, write_json, write_jsonl
 from pmd.model.loading import save_policy
-from pmd.scale import run, torchrun
+from pmd.scale import launch, run, torchrun
+from pmd.scale.entry import read_scale, tags
 from pmd.trainer.loop import train
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
@@ -65,14 +65,14 @@ def gone(processes, seconds=20):
 def launched(shared, tmp_path_factory):
     """One rank by torchrun: (folder, metrics)."""
     out = tmp_path_factory.mktemp("launched")
-    return out, run.launch(given(shared, out), "a")
+    return out, launch.launch(given(shared, out), "a")
 
 
 def test_one_rank_by_torchrun_writes_the_bits_of_the_trainer(shared, launched, tmp_path):
     values = given(shared, tmp_path)
-    entry, config = params.scale(values, "a")
+    entry, config = read_scale(values, "a")
     train(config, shared / "model", [p | {"rule": "exact"} for p in PROBLEMS], {"val": PROBLEMS[:4]}, tmp_path / "b",
-          progress=False, tags=run.tags(entry))  # fmt: skip
+          progress=False, tags=tags(entry))  # fmt: skip
     for name in ("run.json", "log.jsonl", "eval.jsonl", "result.json", "last/model.safetensors"):
         assert (launched[0] / "scale/a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert not (launched[0] / "scale/a-work").exists()
@@ -98,17 +98,17 @@ def test_metrics_are_what_the_logs_say(launched, shared):
 def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launched, tmp_path):
     values = given(shared, tmp_path, nodes=2, ranks=8)
     with pytest.raises(ValueError, match=r"^scale\.a\.nodes: got 2, .* on every node") as refused:
-        run.launch(values, "a")
+        launch.launch(values, "a")
     command = parse_args(shlex.split(str(refused.value).split("`")[1])[1:])
     assert (command.nnodes, command.nproc_per_node, command.rdzv_endpoint) == ("2", "8", "HEAD:29500")
     assert (command.module, command.training_script, command.training_script_args) == (True, "pmd", ["scale", "a"])
     shutil.copytree(launched[0] / "scale/a", tmp_path / "scale/a-work")
     job = read_json(tmp_path / "scale/a-work/job.json")
     write_json(tmp_path / "scale/a-work/job.json", job | {"nodes": 2, "ranks": 8})
-    assert run.launch(values, "a") == launched[1] | {"nodes": 2, "ranks": 8}
+    assert launch.launch(values, "a") == launched[1] | {"nodes": 2, "ranks": 8}
     assert (tmp_path / "scale/a/last/model.safetensors").exists()
     with pytest.raises(ValueError, match="holds a run with other parameters"):
-        run.launch(given(shared, tmp_path, nodes=2, ranks=8, seed=2), "a")
+        launch.launch(given(shared, tmp_path, nodes=2, ranks=8, seed=2), "a")
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -147,13 +147,13 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_code_1():
 
 def test_the_launcher_refuses_missing_files_before_it_starts_anything(shared, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such problem set"):
-        run.launch(given(shared, tmp_path / "out", problems="no/such.jsonl"), "a")
+        launch.launch(given(shared, tmp_path / "out", problems="no/such.jsonl"), "a")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_launcher_says_the_line_of_the_rank_that_refused(shared, tmp_path):
     with pytest.raises(RuntimeError) as refused:
-        run.launch(given(shared, tmp_path, model="no/model"), "a")
+        launch.launch(given(shared, tmp_path, model="no/model"), "a")
     line = str(refused.value)
     assert line.startswith("scale.a: rank 0: no/model: no such directory; a model of the hub is owner/name@revision")
     assert line.endswith(f"; log: {tmp_path / 'scale/a-work/torchrun.log'}")
@@ -166,7 +166,7 @@ def test_the_launcher_says_the_line_of_the_rank_that_refused(shared, tmp_path):
 
 def test_a_dead_rank_ends_the_job_with_one_line_and_a_second_launch_goes_on(shared, tmp_path, monkeypatch):
     values, killed = given(shared, tmp_path, ranks=2, train={"steps": 500, "eval_every": 500}), []
-    show = run.show
+    show = launch.show
 
     def kill_rank_1(bar, runs):
         show(bar, runs)
@@ -175,9 +175,9 @@ def test_a_dead_rank_ends_the_job_with_one_line_and_a_second_launch_goes_on(shar
             killed.extend([time.monotonic(), *offspring()])
             rank.kill()
 
-    monkeypatch.setattr(run, "show", kill_rank_1)
+    monkeypatch.setattr(launch, "show", kill_rank_1)
     with pytest.raises(RuntimeError) as died:
-        run.launch(values, "a")
+        launch.launch(values, "a")
     assert time.monotonic() - killed[0] < 30
     assert gone(killed[1:])
     work = tmp_path / "scale/a-work"
@@ -190,7 +190,7 @@ def test_a_dead_rank_ends_the_job_with_one_line_and_a_second_launch_goes_on(shar
     run_json = read_json(work / "run.json")  # a run of fewer steps, so that the second launch is short
     write_json(work / "run.json", run_json | {"steps": step + 2})
     values["scale"]["a"]["train"] |= {"steps": step + 2}
-    metrics = run.launch(values, "a")
+    metrics = launch.launch(values, "a")
     assert (metrics["steps"], metrics["ranks"]) == (step + 2, 2)
     after = (tmp_path / "scale/a/log.jsonl").read_bytes().splitlines()
     assert after[:step] == before
@@ -220,7 +220,7 @@ def test_an_interrupted_launcher_leaves_no_process(tmp_path):
 
 def test_a_killed_launcher_leaves_no_process(shared, tmp_path, server):
     values = given(shared, tmp_path / "out", train={"steps": 5000, "eval_every": 5000})
-    launcher = server.Process(target=run.launch, args=(values, "a"))
+    launcher = server.Process(target=launch.launch, args=(values, "a"))
     launcher.start()
     deadline = time.monotonic() + 60
     while not (tmp_path / "out/scale/a-work/log.jsonl").exists():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pmd.evaluators import benchmark
-from pmd.methods import ENGINES
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
 from pmd.sampling.torch_engine import Sampling
 from pmd.scale import vllm_engine
-from pmd.scale.vllm_engine import VLLMEngine, compare, copies
+from pmd.scale.engines import engine_for
+from pmd.scale.vllm_engine import VLLMEngine, compare, ranks_per_engine
 
 
 def imported():
@@ -36,9 +36,14 @@ def test_a_missing_vllm_is_one_line_that_says_how_to_install_it(tiny, monkeypatc
     assert "\n" not in str(caught.value)
 
 
-def test_a_benchmark_may_name_the_engine():
-    assert set(benchmark.ENGINES) == set(ENGINES)
-    assert benchmark.ENGINES["vllm"] is benchmark.vllm_engine
+def test_the_engine_follows_from_the_configuration(tiny, monkeypatch):
+    """None is the trainer's default; of vLLM's, the trainer's budget bounds the passes of the comparison."""
+    monkeypatch.setattr(vllm_engine, "start", lambda *_: Absent())
+    run, benchmark = SimpleNamespace(engine="vllm", microbatch_tokens=300), SimpleNamespace(engine="vllm")
+    assert engine_for(SimpleNamespace(engine="torch")) is None
+    made = engine_for(run)(tiny[0], tiny[1].eos_token_id, checked=3)
+    assert (type(made), made.pass_tokens, made.checked) == (VLLMEngine, 300, 3)
+    assert engine_for(benchmark)(tiny[0], tiny[1].eos_token_id).pass_tokens == vllm_engine.PASS_TOKENS
 
 
 def test_the_comparison_is_at_temperature_one_and_in_the_order_given(tiny):
@@ -53,6 +58,35 @@ def test_the_comparison_is_at_temperature_one_and_in_the_order_given(tiny):
     theirs[1][0] += 0.5
     assert compare(model, prompts, responses, theirs).largest == pytest.approx(0.5, abs=1e-5)
     assert compare(model, prompts, responses, theirs).mean == pytest.approx(0.1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("most", "passes"), [(1000, 1), (11, 3), (1, 6)])
+def test_the_comparison_keeps_its_passes_within_the_budget(tiny, monkeypatch, most, passes):
+    """Eleven tokens hold two pairs of a prompt of three and a response of three, the last token of which is not fed."""
+    model, _ = tiny
+    prompts, responses = [[g, 4, 15] for g in range(3, 9)], [[5, 6, 1]] * 6
+    with torch.no_grad():
+        exact = log_probs(model, pack(prompts, [[response] for response in responses]))[0].tolist()
+    theirs = [[x + 0.5 for x in exact[3 * i : 3 * i + 3]] for i in range(6)]
+    fed = []
+    monkeypatch.setattr(vllm_engine, "log_probs", lambda _, packed: fed.append(packed) or log_probs(model, packed))
+    drift = compare(model, prompts, responses, theirs, most)
+    assert len(fed) == passes
+    assert max(packed.ids.numel() for packed in fed) <= max(most, 5)
+    assert (drift.tokens, drift.mean) == (18, pytest.approx(0.5, abs=1e-5))
+
+
+def test_every_rank_makes_as_many_passes_as_the_busiest(tiny, monkeypatch):
+    """A pass of sharded weights is a collective: a rank that left early would leave the others waiting."""
+    model, _ = tiny
+    fed = []
+    monkeypatch.setattr(vllm_engine, "log_probs", lambda _, packed: fed.append(packed) or log_probs(model, packed))
+    monkeypatch.setattr(vllm_engine, "gather", lambda own: [own, 3])
+    assert compare(model, [], [], []) is None
+    assert [packed.ids.numel() for packed in fed] == [1, 1, 1]
+    fed.clear()
+    assert compare(model, [[3, 15]], [[5, 1]], [[0.0, 0.0]]).tokens == 2
+    assert [packed.ids.numel() for packed in fed] == [3, 1, 1]
 
 
 class Absent:
@@ -133,7 +167,7 @@ def test_a_hand_over_that_fails_goes_through_the_weights_to_their_end(engine, ti
 
 @pytest.mark.parametrize("size", [2, 0, -1, True, "1", None])
 def test_tensor_parallelism_that_the_ranks_cannot_have_is_refused(tiny, size):
-    assert copies({}) == copies({"tensor_parallel_size": 1}) == 1
+    assert ranks_per_engine({}) == ranks_per_engine({"tensor_parallel_size": 1}) == 1
     with pytest.raises(
         ValueError, match=rf"engine_options\.tensor_parallel_size: got {size!r}, must be a divisor.* 1$"
     ):

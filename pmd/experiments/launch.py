@@ -19,6 +19,7 @@ from pmd.files import fingerprint, read_json, workers
 from pmd.harness.config import Train, identity
 from pmd.problems.arithmetic import read_problems
 from pmd.processes import processes
+from pmd.scale.engines import engine_for
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def _run(job: Job, base: Path, data: Path, sets: list[str], out: Path) -> dict:
 
     problems = read_problems(data / "rl.jsonl")
     evaluation = {name: read_problems(data / f"{name}.jsonl", job.config.eval_prompts) for name in sets}
-    return train(job.config, base, problems, evaluation, out, progress=False, tags=job.tags)
+    engine = engine_for(job.config)
+    return train(job.config, base, problems, evaluation, out, engine, progress=False, tags=job.tags)
 
 
 def _drop_foreign(folder: Path, job: Job) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pmd.model.attention import PACKED
+from pmd.model.device import check_device
 from pmd.model.distributed import barrier, full_weights, sharded, world
 
 logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
@@ -80,7 +81,7 @@ def load_policy(
     remote code; no network unless a revision is named. ValueError in one line naming the model and what is missing,
     broken or not supported.
     """
-    check_device(placed or device)
+    check_device(placed or device, compute or dtype)
     path = directory(name)
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -125,16 +126,6 @@ def directory(name: str | Path) -> Path:
     if missing:
         raise ValueError(f"{path}: not a model directory, it lacks {', '.join(missing)}")
     return path
-
-
-def check_device(device: str) -> None:
-    """ValueError unless this PyTorch can compute there."""
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
-        raise ValueError(
-            f"device: got {device!r}, but PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
-            "choose cpu, or install a PyTorch with CUDA and check the driver with nvidia-smi"
-        )
 
 
 def _check_architecture(config: PreTrainedConfig) -> None:

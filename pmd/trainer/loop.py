@@ -205,7 +205,7 @@ def _sample(config: Train, step: int, policy: Policy, problems: list[dict], cloc
         return policy.engine.sample(share, *how, first)
 
     with clock.phase("rollout"):
-        found = distributed.spread(answer, prompts, getattr(policy.engine, "copies", 1))
+        found = distributed.spread(answer, prompts, getattr(policy.engine, "ranks_per_engine", 1))
         responses, sampled = map(list, zip(*found, strict=True)) if scored else (found, None)
     with clock.phase("reward"):
         return replace(judge(chosen, prompts, responses, policy.tokenizer), sampled=sampled)

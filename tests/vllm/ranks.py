@@ -57,7 +57,7 @@ def sampled(engine: VLLMEngine, prompts: list[list[int]]) -> dict:
     def work(share: list, first: int) -> list:
         return list(zip(*engine.sample_scored(share, GROUP, SAMPLING, SEED, first), strict=True))
 
-    found = distributed.spread(work, prompts, engine.copies)
+    found = distributed.spread(work, prompts, engine.ranks_per_engine)
     drift = vars(engine.drift) if engine.drift else None
     return {"responses": [r for r, _ in found], "scores": [s for _, s in found], "drift": drift}
 

@@ -1,0 +1,77 @@
+"""An entry of `scale:` in params.yaml: one run of any size, where its files lie and what makes it that run.
+
+The launcher, the notebook and every rank read the entry through this module. Importing it does not load torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from pmd.files import ROOT, fingerprint
+from pmd.harness.config import Train, train_config
+from pmd.params import FileName, Settings, read_entry, require
+from pmd.problems.arithmetic import read_problems
+
+
+class Scale(Settings):
+    """A run of any size, by torchrun: an entry of `scale:`, named by its key."""
+
+    name: FileName
+    model: str  # a Hugging Face model directory (relative to the repository or absolute) or owner/name@revision
+    problems: str  # the JSONL file of the problems to train on
+    sets: dict[str, str]  # {name: JSONL file} of the problem sets to evaluate on; one of them is "val"
+    max_prompt_tokens: int = Field(ge=1)  # longer prompts are left out, and counted
+    method: str
+    seed: int
+    nodes: int = Field(ge=1)  # machines
+    ranks: int = Field(ge=1)  # processes of each machine: one a GPU; on a CPU they share the cores
+    train: dict[str, Any]  # what differs from the namespace `train`
+
+    @model_validator(mode="after")
+    def _has_validation(self) -> Scale:
+        require("val" in self.sets, "sets", self.sets, "a mapping of names to files with val among them")
+        return self
+
+
+def read_scale(values: dict[str, Any], name: str) -> tuple[Scale, Train]:
+    """The entry `name` of the `scale` namespace and the run that it describes; values: all of params.yaml.
+
+    ValueError `scale.name.key: got value, must be …` for the first bad setting.
+    """
+    entry = read_entry(Scale, "scale", values["scale"], name)
+    return entry, train_config(entry.method, entry.seed, values, **entry.train)
+
+
+def folder(values: dict[str, Any], name: str) -> Path:
+    """Where the finished run goes; values: the namespaces of params.yaml."""
+    return ROOT / "runs" / str(values["preset"]) / "scale" / name
+
+
+def work_folder(out: Path) -> Path:
+    """Where the run is made until it is finished and moves to `out`."""
+    return out.with_name(f"{out.name}-work")
+
+
+def read_sets(entry: Scale) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The problems to train on and, by name, those to evaluate on; raises as `read_problems` does."""
+    sets = {name: read_problems(ROOT / path) for name, path in entry.sets.items()}
+    return read_problems(ROOT / entry.problems), sets
+
+
+def model_path(entry: Scale) -> str:
+    """The model's directory, or its name on the hub."""
+    return str(ROOT / entry.model) if (ROOT / entry.model).exists() else entry.model
+
+
+def tags(entry: Scale) -> dict[str, Any]:
+    """What makes two runs the same run besides their parameters: the model, the problem sets and the files' bytes.
+
+    The numbers of nodes and ranks are not part of it, because they may change from one launch to the next; nor is the
+    code, because a run of days should outlive the correction of a comment.
+    """
+    files = [ROOT / path for path in (entry.model, entry.problems, *entry.sets.values()) if (ROOT / path).exists()]
+    what = {key: getattr(entry, key) for key in ("model", "problems", "sets", "max_prompt_tokens")}
+    return what | {"fingerprint": fingerprint(*files, code=False)}

@@ -1,0 +1,64 @@
+"""What a machine cannot do is said in one line: the reasons are given facts, since no test machine has them all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pmd.model import device
+from pmd.model.device import GIB, Cuda, check_device, held, refusal
+
+A100 = Cuda("2.13.0+cu130", "13.0", (13, 0), 2, "NVIDIA A100", (8, 0))
+V100 = replace(A100, name="Tesla V100", capability=(7, 0))
+
+
+@pytest.mark.parametrize("where", ["cuda", "cuda:1"])
+@pytest.mark.parametrize("facts", [A100, replace(A100, build="13.2"), replace(A100, driver=(14, 1))])
+def test_a_card_that_can_compute_is_not_refused(where, facts):
+    assert refusal(where, "bfloat16", facts) is None
+    assert refusal(where, "float32", replace(facts, capability=(7, 0))) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "facts", "line"),
+    [
+        ("cuda", Cuda("2.13.0+cpu", None, None, 0), r"device: got 'cuda', but PyTorch .* sees 0 CUDA devices; .*"),
+        (
+            "cuda",
+            replace(A100, driver=None, devices=0),
+            "device: got 'cuda', but .* sees 0 CUDA devices; .* nvidia-smi",
+        ),
+        ("cuda:2", A100, r"device: got 'cuda:2', but PyTorch .* sees 2 CUDA devices; choose cpu, .*"),
+        (
+            "cuda",
+            replace(A100, driver=(12, 4), devices=0),
+            r"device: got 'cuda', but the driver of this machine supports CUDA 12\.4 and PyTorch 2\.13\.0\+cu130 needs "
+            r"13\.0 or newer; update the driver, choose cpu, or install a PyTorch built for CUDA 12",
+        ),
+        (
+            "cuda:1",
+            V100,
+            r"dtype: got 'bfloat16', must be float32 on cuda:1, a Tesla V100 of compute capability 7\.0: .* takes 8\.0",
+        ),
+    ],
+)
+def test_a_card_that_cannot_is_refused_in_one_line(where, facts, line, monkeypatch):
+    monkeypatch.setattr(device, "_cuda", lambda _: facts)
+    with pytest.raises(ValueError, match=f"^{line}$") as caught:
+        check_device(where, "bfloat16")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_facts_of_this_machine_are_read():
+    facts = device._cuda("cuda:99")
+    assert (facts.torch, facts.build, facts.name) == (torch.__version__, torch.version.cuda, "")
+    check_device("cpu", "bfloat16")
+    with pytest.raises(ValueError, match=r"^device: got 'cuda:99', but "):
+        check_device("cuda:99")
+
+
+def test_what_other_processes_hold_is_said_but_not_this_ones_own_context():
+    assert held(79.2 * GIB, 80 * GIB) is None
+    assert held(29 * GIB, 80 * GIB) == "other processes hold 50.0 of its 80.0 GiB"
