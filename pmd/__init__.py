@@ -1,24 +1,67 @@
 """PMD-mean: policy mirror descent with the mean reward in place of the log-partition function.
 
-Reproduces Xu et al., arXiv:2602.05933. One concept per file; read them in this order:
+Reproduces Xu et al., arXiv:2602.05933. `from pmd import …` gives the names in `__all__`. The module of a name is loaded
+when the name is first used, so `import pmd` by itself takes no time. Each folder is a room with one purpose; a reader
+begins with the first:
 
-params      the validated view of params.yaml
-tasks       problem sets: the embedded arithmetic task, and one reader for every set
-problem_sets, prompts   foreign problem sets, cleaned and counted; prompt templates
-verifier    response -> extracted answer -> verdict and reward (pool: where untrusted text is compared)
-policy      build, load, save a causal LM
-packing, attention, forward   a pass without padding: layout, attention, log-probabilities and entropy
-rollout     sample responses: the engine protocol and the torch engine (decode: on CUDA; vllm_engine: vLLM's)
-objectives  advantages and losses: PMD-mean, its relatives and its baselines
-theory      the population update: Lambert W, the mixed KL-chi^2 regulariser, finite samples
-sft         the base model
-minibatches, update   one step on a batch of rollouts: minibatches, log pi_t, the update, what it did
-trainer     the reinforcement-learning loop (checkpoint: what a stopped run goes on from)
-launch      many runs side by side, of ablations or tuning (processes: their workers; cpu: threads and memory)
-distributed what the ranks of a torchrun job divide among them
-scale, plan runs of any size by torchrun; what they take before they are started
-evaluate    sample a checkpoint on a problem set and score it
-benchmark   any model on any problem set, resumable, paired (examples: answers to read)
-stats       pass@k and its kin, clustered intervals
-style, figures, tables (typeset), claims, report   what the reader sees
+trainer      the algorithm: advantages and losses, a batch of rollouts, the update on it, the loop
+harness      what a run needs besides: its settings, its folder, its policy, its progress
+model        one forward pass of a causal language model: packing, attention, checkpoints, sharding
+sampling     what samples responses and scores them
+problems     problem sets, prompts and the verifier
+foreign_sets DAPO-Math, AIME, GSM8K, MATH-500 or your own as problem sets
+evaluators   checkpoints and benchmarks, with intervals
+experiments  the base model, ablations and tuning: many runs side by side
+scale        runs of any size: vLLM, torchrun, memory planned beforehand
+theory       the population update, its binary case and finite samples
+paper        figures, tables and the report
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors
+    from pmd.harness.config import train_config
+    from pmd.params import load as load_params
+    from pmd.problems.arithmetic import read_problems
+    from pmd.problems.verifier import verify
+    from pmd.sampling.scoring import evaluate
+    from pmd.sampling.torch_engine import Sampling, TorchEngine
+    from pmd.theory.population import binary_update, finite_sample, population_update
+    from pmd.trainer.loop import train
+    from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
+
+__all__ = [
+    "OBJECTIVES", "Hyper", "Minibatch", "Sampling", "TorchEngine", "binary_update", "evaluate", "finite_sample",
+    "load_params", "population_update", "read_problems", "train", "train_config", "verify",
+]  # fmt: skip
+
+_MODULES = {
+    "train": "pmd.trainer.loop",
+    "OBJECTIVES": "pmd.trainer.objectives",
+    "Hyper": "pmd.trainer.objectives",
+    "Minibatch": "pmd.trainer.objectives",
+    "train_config": "pmd.harness.config",
+    "load_params": "pmd.params",
+    "read_problems": "pmd.problems.arithmetic",
+    "verify": "pmd.problems.verifier",
+    "TorchEngine": "pmd.sampling.torch_engine",
+    "Sampling": "pmd.sampling.torch_engine",
+    "evaluate": "pmd.sampling.scoring",
+    "population_update": "pmd.theory.population",
+    "binary_update": "pmd.theory.population",
+    "finite_sample": "pmd.theory.population",
+}
+"""The module that defines each public name; `load_params` is called `load` there."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pmd' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), "load" if name == "load_params" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+import pmd
 from pmd import params
 from pmd.experiments import tuning
 from pmd.files import ROOT
@@ -46,7 +47,9 @@ def imported(source: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(source.replace("%matplotlib", "#"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pmd":
-            for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+            names = [alias.name for alias in node.names]
+            public = [pmd._MODULES[name] for name in names if node.module == "pmd" and name in pmd._MODULES]
+            for name in [node.module, *(f"{node.module}.{name}" for name in names), *public]:
                 path = Path(*name.split(".")[1:]).with_suffix(".py") if "." in name else Path("none")
                 if (ROOT / "pmd" / path).is_file():
                     found.add(str(path))
