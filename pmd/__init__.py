@@ -21,13 +21,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors
+    from pmd.evaluators.evaluate import evaluate
     from pmd.harness.config import train_config
     from pmd.params import load as load_params
     from pmd.problems.arithmetic import read_problems
     from pmd.problems.verifier import verify
-    from pmd.sampling.scoring import evaluate
     from pmd.sampling.torch_engine import Sampling, TorchEngine
-    from pmd.theory.population import binary_update, finite_sample, population_update
+    from pmd.theory.binary import binary_update, finite_sample
+    from pmd.theory.population import population_update
     from pmd.trainer.loop import train
     from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
 
@@ -47,10 +48,10 @@ _MODULES = {
     "verify": "pmd.problems.verifier",
     "TorchEngine": "pmd.sampling.torch_engine",
     "Sampling": "pmd.sampling.torch_engine",
-    "evaluate": "pmd.sampling.scoring",
+    "evaluate": "pmd.evaluators.evaluate",
     "population_update": "pmd.theory.population",
-    "binary_update": "pmd.theory.population",
-    "finite_sample": "pmd.theory.population",
+    "binary_update": "pmd.theory.binary",
+    "finite_sample": "pmd.theory.binary",
 }
 """The module that defines each public name; `load_params` is called `load` there."""
 

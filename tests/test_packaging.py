@@ -118,6 +118,7 @@ def test_notebook_is_stripped_and_takes_parameters(path: Path):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert (cell.outputs, cell.execution_count) == ([], None), f"outputs are stored: {cell.source[:60]!r}"
+            assert len(cell.source.splitlines()) <= 40, f"a cell is long: {cell.source[:60]!r}"
 
 
 def test_there_are_notebooks():

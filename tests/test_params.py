@@ -13,6 +13,7 @@ from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import ablations, tuning
 from pmd.files import ROOT, write_jsonl
 from pmd.foreign_sets import formats
+from pmd.harness.config import seeds, train_config
 from pmd.model.from_scratch import Base
 from pmd.trainer.objectives import OBJECTIVES
 
@@ -20,7 +21,7 @@ COMMITTED = params.load()
 
 
 def run(**changes):
-    return params.train(COMMITTED["train"], COMMITTED["methods"], "pmd-mean", 1, **changes)
+    return train_config("pmd-mean", 1, COMMITTED, **changes)
 
 
 def test_the_committed_parameters_are_valid():
@@ -32,13 +33,13 @@ def test_the_committed_parameters_are_valid():
     for name in COMMITTED["benchmark"]:
         assert params.read_entry(Benchmark, "benchmark", COMMITTED["benchmark"], name).name == name
     for method in COMMITTED["compare"]:
-        for seed in params.seeds(COMMITTED["train"]):
-            assert params.train(COMMITTED["train"], COMMITTED["methods"], method, seed).method == method
-    assert len(params.seeds(COMMITTED["train"])) >= 3
+        for seed in seeds(COMMITTED["train"]):
+            assert train_config(method, seed, COMMITTED).method == method
+    assert len(seeds(COMMITTED["train"])) >= 3
 
 
 def test_a_methods_own_entry_overrides_what_is_shared():
-    config = params.train(COMMITTED["train"] | {"lr": 9.0}, COMMITTED["methods"], "gspo", 5)
+    config = train_config("gspo", 5, COMMITTED | {"train": COMMITTED["train"] | {"lr": 9.0}})
     assert config.lr == COMMITTED["methods"]["gspo"]["lr"]
     assert (config.clip_high, config.seed) == (0.01, 5)
     assert run(tau=0.7).tau == 0.7
@@ -70,16 +71,27 @@ def test_a_bad_value_is_refused_by_name(changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_name_is_told_the_one_that_it_looks_like(root):
+    with pytest.raises(ValueError, match=r"train\.group_sise: got 4, .*; did you mean group_size\?$"):
+        run(group_sise=4)
+    with pytest.raises(ValueError, match=r"preset: got 'smoky', .*; did you mean smoke\?$"):
+        params.apply_preset("smoky", root)
+    with pytest.raises(ValueError, match=r"benchmark: got 'embeded', .*; did you mean embedded\?$"):
+        params.read_entry(Benchmark, "benchmark", COMMITTED["benchmark"], "embeded")
+    with pytest.raises(ValueError, match=r"train\.zzz: got 4, [^?]*$"):
+        run(zzz=4)
+
+
 def test_a_missing_key_is_refused_by_name():
     with pytest.raises(ValueError, match=r"train\.tau: missing, must be a number"):
-        params.train({k: v for k, v in COMMITTED["train"].items() if k != "tau"}, COMMITTED["methods"], "pmd-mean", 0)
+        train_config("pmd-mean", 0, COMMITTED | {"train": {k: v for k, v in COMMITTED["train"].items() if k != "tau"}})
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"method: got 'ppo', must be one of pmd-mean, .*cispo"):
-        params.train(COMMITTED["train"], COMMITTED["methods"], "ppo", 0)
+        train_config("ppo", 0, COMMITTED)
     with pytest.raises(ValueError, match=r"methods\.rloo: missing"):
-        params.train(COMMITTED["train"], {}, "rloo", 0)
+        train_config("rloo", 0, COMMITTED | {"methods": {}})
 
 
 @pytest.mark.parametrize(
@@ -109,10 +121,10 @@ def test_a_benchmark_that_names_no_entry_or_no_file_is_refused():
         params.read_entry(Benchmark, "benchmark", {"../x": entries["embedded"]}, "../x")
 
 
-@pytest.mark.parametrize("seeds", [[], [1, 1], ["a"], None, [-1]])
-def test_bad_seeds_are_refused(seeds):
+@pytest.mark.parametrize("given", [[], [1, 1], ["a"], None, [-1]])
+def test_bad_seeds_are_refused(given):
     with pytest.raises(ValueError, match=r"train\.seeds"):
-        params.seeds({"seeds": seeds})
+        seeds({"seeds": given})
 
 
 @pytest.fixture
@@ -164,7 +176,7 @@ def test_every_preset_is_valid(root, preset):
         for model in (config.model, config.against):
             assert not model.startswith("runs/") or model.startswith(f"runs/{values['preset']}/")
     for method in values["compare"]:
-        params.train(values["train"], values["methods"], method, 1)
+        train_config(method, 1, values)
 
 
 def test_ablations_keep_the_budget():

@@ -14,6 +14,7 @@ import pmd
 from pmd import params
 from pmd.experiments import tuning
 from pmd.files import ROOT
+from pmd.harness.config import train_config
 from pmd.paper.style import method_style
 
 STAGES = {
@@ -159,5 +160,5 @@ def test_the_committed_settings_are_what_tuning_chose():
     values = params.load()
     assert set(chosen.index) == set(values["methods"])
     for method, row in chosen[list(tuning.TUNED)].iterrows():
-        used = params.train(values["train"], values["methods"], method, seed=1)
+        used = train_config(method, 1, values)
         assert {name: getattr(used, name) for name in row.dropna().index} == row.dropna().to_dict()

@@ -19,6 +19,7 @@ from pmd.experiments import ablations
 from pmd.experiments.base_model import train_base
 from pmd.files import ROOT
 from pmd.foreign_sets import formats
+from pmd.harness.config import train_config
 from pmd.model.attention import PACKED
 from pmd.model.from_scratch import Base
 from pmd.model.loading import _check_architecture, load_policy
@@ -103,7 +104,7 @@ def test_the_gpu_preset_is_the_whole_pipeline_on_a_harder_task():
     found = values("gpu")
     base, train = (
         params.read(Base, "base", found["base"]),
-        params.train(found["train"], found["methods"], "pmd-mean", 1),
+        train_config("pmd-mean", 1, found),
     )
     assert {base.device, train.device, params.read(Evaluate, "evaluate", found["evaluate"]).device} == {"cuda"}
     assert train.dtype == "bfloat16"
@@ -148,7 +149,7 @@ def test_the_harder_pipeline_runs_tiny_on_a_cpu(hard, tmp_path):
     )
     small = {"device": "cpu", "steps": 1, "prompts": 4, "group_size": 2, "minibatches": 2, "probe": 1, "warmup": 0,
              "eval_prompts": 2, "eval_k": 1, "max_tokens": 16, "eval_max_tokens": 16}  # fmt: skip
-    config = params.train(found["train"], found["methods"], "pmd-mean", 1, **small)
+    config = train_config("pmd-mean", 1, found, **small)
     sets = {"val": read_problems(hard / "val.jsonl", 2)}
     problems = read_problems(hard / "rl.jsonl")
     loop.train(config, tmp_path / "base", problems, sets, tmp_path / "run", progress=False)
