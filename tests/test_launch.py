@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from pmd import params
 from pmd.experiments import launch
 from pmd.experiments.launch import Job, run_all
-from pmd.files import fingerprint, read_json, write_json, write_jsonl
+from pmd.files import ROOT, fingerprint, read_json, write_json, write_jsonl
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
 
@@ -78,3 +81,34 @@ def test_a_missing_problem_set_is_found_before_any_run(stage):
     (data / "val.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"val\.jsonl: the problem set is empty"):
         run_all(jobs, base, data, sets, out)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+
+from pmd import params
+from pmd.evaluators import evaluate
+from pmd.experiments import ablations, launch, tuning
+from pmd.paper import claims, figures, logs, report, tables, typeset
+
+if __name__ == "__main__":  # a worker that does not fork imports this file
+    base, data, out = map(Path, sys.argv[1:])
+    values = params.load()
+    ablations.jobs(values["ablate"], values["train"], values["methods"])
+    small = {"steps": 1, "prompts": 2, "group_size": 2, "minibatches": 1, "probe": 1, "eval_k": 1, "eval_prompts": 1}
+    job = launch.Job(params.train(values["train"], values["methods"], "pmd-mean", 1, **small), "m/seed-1")
+    launch.run_all([job], base, data, ["val"], out)
+    loaded = {"torch", "transformers"} & set(sys.modules)
+    sys.exit(f"the parent loaded {loaded}" if loaded else 0)
+"""
+
+
+def test_the_parent_of_the_runs_loads_no_torch_and_neither_do_tables_and_tuning(stage, tmp_path):
+    _, base, data, _, out = stage
+    (tmp_path / "alone.py").write_text(ALONE)
+    environment = os.environ | {"PMD_WORKERS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "alone.py", base, data, out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (out / "m" / "seed-1" / "result.json").exists()

@@ -1,4 +1,4 @@
-"""The ablation grid: τ, group size and staleness, each varied alone from the main setting."""
+"""The ablation grid: the regularisation τ, the group size and staleness, each varied alone from the main setting."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ AXES = ("tau", "group", "stale")
 
 
 def changes(axis: str, value: float, train: dict[str, Any]) -> dict[str, Any]:
-    """What one value of one axis changes in the shared `train` namespace.
+    """The settings of the `train` namespace that one value of one axis changes.
 
-    group keeps the rollouts a step; stale (K minibatches a step) keeps their size and the rollouts and optimizer steps
-    of the whole run, so a larger K means larger, rarer batches. ValueError if the budget cannot be kept exactly.
+    Axis group: the number of rollouts a step stays, so that larger groups mean fewer prompts. Axis stale: a step's
+    batch is split into K minibatches of the same size as before, and the whole run has as many rollouts and optimizer
+    steps as before, so that a larger K means larger and rarer batches. ValueError if the budget cannot be kept exactly.
     """
     if axis == "tau":
         return {"tau": value, "eval_every": sparse(train["steps"])}
@@ -35,12 +36,18 @@ def changes(axis: str, value: float, train: dict[str, Any]) -> dict[str, Any]:
 
 
 def sparse(steps: int) -> int:
-    """Ablations are read at their end: evaluate halfway too, a run of few (large) steps after each."""
+    """How many steps lie between two evaluations: half of the run, or one step if the run has fewer than eight.
+
+    Ablations are compared at their end, so that more evaluations would only cost time.
+    """
     return steps // 2 if steps >= 8 else 1
 
 
 def jobs(ablate: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) -> list[Job]:
-    """Every run of the grid, checked before any starts; the `ablate` namespace is seeds and one entry an axis."""
+    """Every run of the grid; all are checked here, before the first starts.
+
+    ablate: `seeds`, and for each axis a mapping with `values` and `methods`.
+    """
     seeds = params.seeds(ablate, "ablate.seeds")
     for key in ablate:
         params.require(key in ("seeds", *AXES), f"ablate.{key}", ablate[key], f"one of seeds, {', '.join(AXES)}")

@@ -22,6 +22,7 @@ from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.seeds import derive, prompt_order
 
 CHECKPOINT_EVERY = 250
+"""Optimizer steps between two checkpoints."""
 
 
 def learning_rate(config: Base, step: int) -> float:
@@ -35,9 +36,10 @@ def learning_rate(config: Base, step: int) -> float:
 def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool = True) -> dict:
     """Train from scratch on `traces` (prompt, response) and write the model folder `out`; returns its metrics.
 
-    Minimises the mean negative log-likelihood of a response token. A run that stopped goes on from its last
-    checkpoint, unless other parameters, traces or code began it. ValueError before any work if a trace has no response
-    or there is no such device.
+    Minimises the mean negative log-likelihood of the response tokens, in nats. A run that stopped goes on from its last
+    checkpoint, unless other parameters, traces or code began it. Returns the last loss and the number of parameters.
+    ValueError before any work if a trace has no response or if there is no such device; FloatingPointError at a loss
+    that is not finite.
     """
     out = Path(out)
     check_device(config.device)

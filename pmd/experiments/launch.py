@@ -1,7 +1,9 @@
-"""Many runs side by side: one process a run, as many as the machine has cores for.
+"""Many runs side by side: each in a process of its own, as many at once as the machine has cores for.
 
-Runs work in a folder of their own and are moved to their place only when all are done, so that an interrupted stage
-goes on where it stopped; work left by other code, data or base model is thrown away.
+Runs work in a folder beside the stage's output, which is moved to its place when all are done, so that an interrupted
+stage goes on where it stopped. Work that other code, other data or another base model began is thrown away.
+
+The process that launches the runs loads no torch, which takes seconds; its workers do.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pmd.processes import processes
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its configuration, where it goes below the stage's folder, and tags for its run.json."""
+    """One run: its configuration, its folder below that of the stage, and further entries for its run.json."""
 
     config: Train
     name: str
@@ -31,10 +33,11 @@ class Job:
 
 
 def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path) -> list[dict]:
-    """Train every job from `base` on data/rl.jsonl, evaluating on data/<set>.jsonl; fill `out` when all are done.
+    """Train every job from the model folder `base` on data/rl.jsonl, evaluating on data/<set>.jsonl.
 
-    Returns the runs' results in the order of `jobs`. The first failure stops the stage; what is done is kept for the
-    next try.
+    The folder `out` is replaced when all runs are done. Returns their results in the order of `jobs`. The first run
+    that fails stops the others and its error is raised; finished steps are kept for the next call. ValueError or
+    FileNotFoundError before any run if a problem set is missing or empty.
     """
     for name in ("rl", *sets):
         read_problems(data / f"{name}.jsonl", 1)
@@ -56,7 +59,7 @@ def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path)
 
 
 def _run(job: Job, base: Path, data: Path, sets: list[str], out: Path) -> dict:
-    from pmd.trainer.loop import train  # only here: the parent needs no torch, which takes seconds to load
+    from pmd.trainer.loop import train  # only here, in the worker: the parent loads no torch
 
     problems = read_problems(data / "rl.jsonl")
     evaluation = {name: read_problems(data / f"{name}.jsonl", job.config.eval_prompts) for name in sets}

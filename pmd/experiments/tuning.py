@@ -14,14 +14,15 @@ from pmd.methods import METHODS
 from pmd.sampling.accuracy import accuracy
 
 TUNED = ("tau", "clip_low", "clip_high", "lr")
-"""The settings that may be tuned: those of a method's own, then the learning rate."""
+"""The settings that may be tuned: those that only some methods read, then the learning rate."""
 
 
 def jobs(tune: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) -> list[Job]:
-    """Every try of every method, with every seed of `tune.seeds` (none is reported on).
+    """Every try of every method with every seed of `tune.seeds`, which must not be seeds that results are reported for.
 
-    A grid of `tune.grids` has `methods`, learning rates `lr` and `own`, mappings of their other settings to values:
-    every rate is tried with each. ValueError if a method is in no grid or in two, or has more tries than another.
+    A grid of `tune.grids` has `methods`, learning rates `lr`, and `own`, a list of mappings from other settings to
+    their values: every learning rate is tried with each mapping. ValueError if a method is in no grid or in two, or if
+    it has more tries than another.
     """
     seeds = params.seeds(tune, "tune.seeds")
     reused = sorted(set(seeds) & set(params.seeds(train)))
