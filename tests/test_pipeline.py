@@ -82,9 +82,7 @@ def test_a_stage_depends_on_the_code_it_reads(stage, name):
     # how the pictures in a notebook look is no output of its stage: a change of the house style retrains nothing
     unlisted = missed(stage, closure(name)) - {"paper/style.py"}
     # the paper's own stages never sample with vLLM, which alone the trainer would read there
-    assert {Path(path).parts[0] for path in unlisted} <= (
-        {"scale"} if stage in ("train", "ablations") else set()
-    )
+    assert {Path(path).parts[0] for path in unlisted} <= ({"scale"} if stage in ("train", "ablations") else set())
 
 
 @pytest.mark.parametrize("stage", ["sets", "hub-sets"])
