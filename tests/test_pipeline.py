@@ -83,10 +83,10 @@ def missed(stage: str, read: set[str]) -> set[str]:
 @pytest.mark.parametrize(("stage", "name"), NOTEBOOKS.items())
 def test_a_stage_depends_on_the_code_it_reads(stage, name):
     assert f"notebooks/{name}.ipynb" in STAGES[stage]["deps"]
+    # how the pictures in a notebook look is no output of its stage: a change of the house style retrains nothing
+    unlisted = missed(stage, closure(name)) - {"paper/style.py"}
     # the paper's own stages never sample with vLLM, which alone the trainer would read there
-    assert {Path(path).parts[0] for path in missed(stage, closure(name))} <= (
-        {"scale"} if stage in ("train", "ablations") else set()
-    )
+    assert {Path(path).parts[0] for path in unlisted} <= ({"scale"} if stage in ("train", "ablations") else set())
 
 
 @pytest.mark.parametrize("stage", ["sets", "hub-sets"])

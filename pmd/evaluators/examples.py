@@ -16,8 +16,8 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206
 def page(samples: pd.DataFrame, problems: list[dict], title: str) -> str:
     """Markdown with the first solved, failed and truncated response, or a line that there is none.
 
-    samples: rows of `pmd.sampling.scoring.COLUMNS`; failed: wrong although it ended by itself. Texts stand in code
-    fences that they cannot close.
+    samples: rows with `pmd.sampling.scoring.COLUMNS`. A response failed if it is wrong although it ended by itself.
+    Texts stand in code fences that are longer than any in them, so that no text can end its fence.
     """
     known = {problem["id"]: problem for problem in problems}
     kinds = {

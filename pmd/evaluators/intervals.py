@@ -25,18 +25,18 @@ class Interval(NamedTuple):
 
 
 def _spread(n: int, level: float) -> float:
-    """What a resampled mean of n units must be stretched by to cover at `level` when n is small.
+    """The factor by which resampled means of n units are stretched, so that their interval covers at `level`.
 
-    Resampling n units understates their variance by (n−1)/n, and its quantiles are a normal's where those of
-    Student's t with n−1 degrees of freedom are due (Hesterberg 2015, arXiv:1411.5279, on narrowness bias):
-    with 4 seeds that differ a plain percentile interval covers about 80 %, not 95 %.
+    Resampling n units understates their variance by the factor (n−1)/n, and its quantiles are those of a normal
+    distribution where those of Student's t with n−1 degrees of freedom are due (Hesterberg 2015, arXiv:1411.5279, on
+    narrowness bias): with 4 seeds that differ, a plain percentile interval covers about 80 %, not 95 %.
     """
     tail = (1 + level) / 2
     return float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, tail) / ndtri(tail))
 
 
 def _resampled(effects: NDArray[np.float64], level: float, draws: int, g: np.random.Generator) -> NDArray[np.float64]:
-    """`draws` resampled means of the deviations `effects` [n], stretched for small n; zeros if n is 1."""
+    """`draws` resampled means of `effects` [n] minus their mean, stretched by `_spread`; zeros if n is 1."""
     n = effects.size
     if n == 1:
         return np.zeros(draws)
@@ -105,12 +105,14 @@ def paired_interval(
 def problem_interval(
     scores: ArrayLike, bounds: tuple[float, float], generator: np.random.Generator, level: float = 0.95
 ) -> Interval:
-    """`interval` of one policy's scores [problems], cut at `bounds`, where all scores lie; also if all are equal.
+    """The interval of one policy's mean score over problems, from scores [problems] that lie within `bounds`.
 
-    Then no resampling has any width: a policy that solved none of 30 problems would read as surely 0. Scores in
-    [a, b] of mean m take one value c with a chance of at most (m − a)/(c − a) and (b − m)/(b − c), so n equal
-    ones leave every m with (chance)^n ≥ (1 − level)/2, for none of 30 up to 0.116: Clopper and Pearson's bound.
-    For differences the bounds are (−1, 1). Infinite bounds leave an interval without width. ValueError if empty.
+    If scores differ it is `interval`, cut at the bounds. If all are equal, resampling gives an interval without width,
+    as if a policy that solved none of 30 problems were known to solve none at all. Scores within [a, b] of mean m equal
+    a value c with a probability of at most (m − a)/(c − a) and (b − m)/(b − c). The interval then holds every m for
+    which n equal scores have a probability of at least (1 − level)/2: for none solved of 30 it reaches to 0.116, as
+    Clopper and Pearson's does. For differences of shares the bounds are (−1, 1). Infinite bounds leave the interval
+    without width. ValueError if there are no scores.
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.size == 0 or np.ptp(x) > 1e-9 or not np.isfinite(bounds).all():
@@ -122,9 +124,9 @@ def problem_interval(
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Mean and Student's t interval of one scalar a seed (seconds, reward, length): what has no prompts.
+    """The mean and Student's t interval of a scalar that each seed has one of, such as seconds or a mean reward.
 
-    values: [seeds], in any unit, which the result keeps. One value has no interval (NaN), none is all NaN.
+    values: [seeds], in any unit, which the result keeps. Of one value the ends are NaN; of none, the mean too.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size < 2:

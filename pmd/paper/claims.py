@@ -1,6 +1,6 @@
 """T4: the claims of the paper's abstract, what tests each, the effect measured and the verdict.
 
-Verdicts are computed from the intervals by one rule, so that no sentence about the outcome is typed by hand.
+Verdicts are computed from the intervals by one rule, so that nobody writes by hand what the outcome was.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def table(
 ) -> Table:
     """T4: the claims of the paper's abstract, the metric testing each, the effect measured, the verdict.
 
-    proofs: results/<preset>/theory/theory_claims.csv (`theory.claims`), None if the theory has not been run.
+    proofs: results/<preset>/theory/theory_claims.csv (`pmd.theory.statements.checked_statements`), None if the theory
+    notebook has not been executed.
     """
     records = [
         *_accuracy_claims(data, evaluated, generator),
@@ -182,7 +183,7 @@ def _regulariser_claims(data: Logs) -> list[dict]:
 
 
 def _lambda_claims(steps: pd.DataFrame, scope: str, runs: pd.Series) -> list[dict]:
-    """Does −mean(s), an estimate of λ, follow the λ that theory predicts, and is it as large?"""
+    """Two rows: whether −mean(s), an estimate of λ, changes as the predicted λ does, and whether it is as large."""
     ranks, ratios = [], []
     for _, run in steps[steps.run.isin(runs) & steps.lambda_theory.notna()].groupby("run"):
         if run["lambda"].nunique() > 1 and run.lambda_theory.nunique() > 1:
@@ -248,20 +249,20 @@ def _proved_claims(proofs: pd.DataFrame | None) -> list[dict]:
 
 
 def drawdown(curve: Iterable[float]) -> float:
-    """The furthest a curve falls below its running maximum, in the curve's unit."""
+    """How far a curve falls below its running maximum at most, in the unit of the curve."""
     values = np.asarray(list(curve), dtype=float)
     return float((np.maximum.accumulate(values) - values).max())
 
 
 def collapsed(curve: Iterable[float]) -> bool:
-    """Does the curve end with less than half of its peak's gain, and at least 0.05 below the peak?"""
+    """Whether a curve ends with less than half of what it had gained at its peak, and at least 0.05 below the peak."""
     values = np.asarray(list(curve), dtype=float)
     lost = values.max() - values[-1]
     return bool(lost >= 0.05 and lost > (values.max() - values[0]) / 2)
 
 
 def _final(data: Logs, evaluated: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Scores at the last checkpoint by regime; those of the main matrix are the evaluate stage's."""
+    """The scores at the last checkpoint for each regime; those of the main matrix come from the evaluate stage."""
     regimes = logs.regimes(data)
     finals = logs.last(data.evals)
     found = {label: finals[finals.run.isin(runs.run)] for label, runs in regimes.items()}
@@ -271,7 +272,7 @@ def _final(data: Logs, evaluated: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _paired(
     rows: pd.DataFrame, a: str, b: str, name: str, generator: np.random.Generator
 ) -> tuple[Interval | None, int]:
-    """Accuracy of a minus b in percentage points on the seeds both have, and how many those are."""
+    """The accuracy of a minus that of b in percentage points on the seeds that both have, and how many those are."""
     seeds = set(rows[rows.method == a].seed) & set(rows[rows.method == b].seed)
     if not seeds:
         return None, 0

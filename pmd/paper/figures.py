@@ -1,8 +1,7 @@
-"""Figures F5 to F8, each a function from frames to (figure, the numbers it plots).
+"""Figures F5 to F8: each is a function from the frames of logs.py to a figure and the frame of all numbers it plots.
 
-Nothing is computed in a figure that its frame does not hold: `style.save` stores both side by side. Lines are
-means over seeds, bands Student's t 95 % intervals over seeds (`intervals.t_interval`), absent with one seed.
-F1 to F4 belong to the theory.
+`style.save` writes both side by side. Lines are means over seeds; bands are 95 % intervals over seeds by Student's t
+(`intervals.t_interval`), absent where there is one seed. F1 to F4 are those of the theory, in theory_figures.py.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from pmd.paper import logs, style
 from pmd.paper.logs import Logs
 
 PROMINENT = ("pmd-mean", "pmd-part", "grpo", "gspo")
-"""Methods the paper compares: drawn full, the others thin."""
+"""The methods that the paper compares: their lines are thick, those of the others thin."""
 
 BANDED = ("pmd-mean", "grpo")
-"""The pair that the abstract compares: nine overlapping bands would hide every curve; the CSV has all of them."""
+"""The methods whose bands are drawn. Bands of all methods would hide every curve; the CSV has all of them."""
 
 _REPORTED_SETS = {"": "overall", "aime2024_": "AIME 2024", "aime2025_": "AIME 2025"}
 _METRICS = {"avg": "avg@{k}", "best": "best@{k} (resampled)", "maj": "maj@{k}"}
@@ -191,7 +190,7 @@ def _figure(height: float) -> Figure:
 
 
 def _over_seeds(rows: pd.DataFrame, value: str, bounds: tuple[float, float] = (-np.inf, np.inf)) -> pd.DataFrame:
-    """Mean and t interval of `value` over the seeds of each (method, step), the band cut off at `bounds`."""
+    """The mean and the t interval of `value` over the seeds, for each method and step; intervals end at `bounds`."""
     records = []
     for (method, step), group in rows.groupby(["method", "step"]):
         mean, low, high = intervals.t_interval(group[value].astype(float))
@@ -201,7 +200,7 @@ def _over_seeds(rows: pd.DataFrame, value: str, bounds: tuple[float, float] = (-
 
 
 def _curves(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    """A line a method over column `x`, with its band where `rows` has low and high."""
+    """Draw a line for each method over column `x`, with a band where `rows` has low and high."""
     methods = logs.ordered(rows.method)
     if x == "step":
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=7))
@@ -251,9 +250,10 @@ def _twelve_panels(
 
 
 def _fit(axes: Axes, values: pd.Series) -> None:
-    """Scale the y axis to the bulk of `values`: logarithmic if they are positive and span a decade.
+    """Scale the y axis to all but the extreme `values`, logarithmically if they are positive and span a decade.
 
-    An estimate of χ² may be off by many decades once a policy has left its batch; it must not hide the rest.
+    An estimate of χ² may be wrong by many orders of magnitude once the policy has moved far from the one that sampled
+    its batch, and one such value would hide all others.
     """
     low, high = values.quantile([0.02, 0.98])
     if (values > 0).all() and high > 10 * low:
@@ -273,7 +273,7 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _identity(axes: Axes, points: pd.DataFrame) -> None:
-    """The line where prediction and measurement agree; logarithmic axes where every value allows them."""
+    """Draw the line where prediction and measurement agree; the axes become logarithmic if all values are positive."""
     values = pd.concat([points.x, points["mean"]])
     if values.empty:
         return
@@ -287,7 +287,7 @@ def _identity(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def _ablated(data: Logs, axis: str, generator: np.random.Generator) -> pd.DataFrame:
-    """One row a (method, x) of the ablation: final overall accuracy, pooled over both sets."""
+    """The final accuracy, pooled over both test sets, for each method and value x of an ablation."""
     runs, final = logs.ablation(data, axis), logs.last(data.evals)
     records = []
     for (method, x), group in runs.groupby(["method", "x"]):

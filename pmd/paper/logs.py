@@ -45,13 +45,15 @@ _RESPONSE_KEYS = ["set", "prompt_id", "sample", "answer", "correct", "tokens", "
 
 @dataclass(frozen=True)
 class Logs:
-    """Everything the training runs of one preset left behind.
+    """What the training runs of one preset wrote, as three frames.
 
-    runs: one row a run: run (its path), axis ("main", "tau", "group" or "stale"), variant, method, seed, the
-        fields of run.json, best_step, last_step.
-    steps: one row a training step: run, axis, variant, method, seed, and what log.jsonl and timing.jsonl say.
-    evals: one row a run, evaluation step and set (val, test, ood and overall = test and ood pooled): k, the
-        per-prompt arrays correct, majority, lengths, and their means avg, best (resampled), maj, length.
+    runs: one row for each run, with run (its path), axis ("main", "tau", "group" or "stale"), variant, method, seed,
+        the fields of run.json, best_step and last_step.
+    steps: one row for each training step of each run, with run, axis, variant, method, seed and the fields of log.jsonl
+        and timing.jsonl.
+    evals: one row for each run, evaluation step and set (val, test, ood, and overall, which pools test and ood), with
+        k, the lists correct, majority and lengths, which have an entry for each problem, and their means avg, best
+        (resampled), maj and length.
     """
 
     runs: pd.DataFrame
@@ -62,8 +64,8 @@ class Logs:
 def load(directory: str | Path) -> Logs:
     """Read every finished run below runs/<preset>.
 
-    Folders named *-work, in which runs are still under way, are passed over.
-    Raises ValueError in one line: no run at all, an unfinished run, a missing or malformed file or field.
+    Folders named *-work, in which runs are still under way, are passed over. ValueError in one line if there is no run
+    at all, if a run is unfinished, or if a file or a field is missing or malformed.
     """
     directory = Path(directory)
     found = [
@@ -88,11 +90,11 @@ def load(directory: str | Path) -> Logs:
 
 
 def evaluated(directory: str | Path) -> pd.DataFrame:
-    """Read the responses below runs/<preset>/evaluate: one row a method, seed, checkpoint and set.
+    """Read the responses below runs/<preset>/evaluate: one row for each method, seed, checkpoint and set.
 
-    Columns as in `Logs.evals`, with checkpoint ("last" or "best") for step; the base model is method "base",
-    seed 0, checkpoint "last". Prompts are in the order of their ids and the same in every row of a set.
-    Raises ValueError in one line if there is no file, or if one is malformed or differs in its prompts.
+    The columns are those of `Logs.evals` with checkpoint ("last" or "best") in place of step; the base model is method
+    "base", seed 0, checkpoint "last". Problems are in the order of their ids and the same in every row of a set.
+    ValueError in one line if there is no file, or if one is malformed or holds other problems than the rest.
     """
     directory = Path(directory) / "evaluate"
     files = sorted(directory.glob("base/last.parquet")) + sorted(directory.glob("*/seed-*/*.parquet"))
@@ -122,10 +124,10 @@ def stages(directory: str | Path) -> pd.DataFrame:
 
 
 def matrix(rows: pd.DataFrame, metric: str) -> NDArray[np.float64]:
-    """Scores [seeds, prompts] of one set, one checkpoint and one method, seeds ascending.
+    """The scores [seeds, prompts] of one set, one checkpoint and one method, in ascending order of seeds.
 
-    rows: rows of `Logs.evals` or `evaluated`, one a seed. metric: "avg", "best" (resampled best@k), "maj",
-    "length", or "pass@J" (unbiased). Raises ValueError if seeds repeat or saw different numbers of prompts.
+    rows: rows of `Logs.evals` or `evaluated`, one for each seed. metric: "avg", "best" (resampled best@k), "maj",
+    "length", or "pass@J" (unbiased). ValueError if seeds repeat or saw different numbers of prompts.
     """
     rows = rows.sort_values("seed")
     if rows.seed.duplicated().any() or rows.correct.map(len).nunique() != 1:
@@ -153,11 +155,11 @@ def last(evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def regimes(logs: Logs) -> dict[str, pd.DataFrame]:
-    """The runs of the main matrix and, if there are any, of the `stale` ablation with the most minibatches.
+    """The runs of the main matrix and, if there are any, those of the `stale` ablation with the most minibatches.
 
-    K is the number of minibatches that a step's samples are split into, so of updates from one sampling policy:
-    small in the first, large in the second. Samples and updates of a whole run are as many in both. Keys are
-    labels such as "K = 8", in that order; values are rows of `Logs.runs`.
+    K is the number of minibatches that the samples of a step are split into, and so the number of updates made with
+    samples of one policy: small in the main matrix, large in the ablation. A whole run has as many samples and updates
+    in both. Keys are labels such as "K = 8", in that order; values are rows of `Logs.runs`.
     """
     main, stale = logs.runs[logs.runs.axis == "main"], logs.runs[logs.runs.axis == "stale"]
     largest = max(stale.minibatches.max(), main.minibatches.max() + 1) if len(stale) else None
@@ -168,8 +170,8 @@ def regimes(logs: Logs) -> dict[str, pd.DataFrame]:
 def ablation(logs: Logs, axis: str) -> pd.DataFrame:
     """The runs along one axis of the ablations, with the varied setting in column x.
 
-    axis: "tau" (x = τ), "group" (x = n) or "stale" (x = K). Runs of the main matrix join in where only x sets
-    them apart from the ablation's runs of the same method, and no ablation has that x already.
+    axis: "tau" (x = τ), "group" (x = n) or "stale" (x = K). A run of the main matrix belongs to the axis too if it
+    differs from the ablation's runs of the same method in x alone, and if the ablation has no run with that x.
     """
     field = {"tau": "tau", "group": "group_size", "stale": "minibatches"}[axis]
     samples = logs.runs.prompts * logs.runs.group_size * logs.runs.steps
@@ -192,9 +194,9 @@ def ablation(logs: Logs, axis: str) -> pd.DataFrame:
 
 
 def clock(logs: Logs) -> pd.DataFrame:
-    """`Logs.evals` with what each evaluated policy had cost: seconds of training and generated tokens.
+    """`Logs.evals` with two more columns: the seconds of training and the tokens generated before each evaluation.
 
-    Step 0 has cost nothing; evaluation and checkpoints are not counted as training.
+    Both are 0 at step 0. Evaluation and checkpoints are not counted as training.
     """
     cost = logs.steps[["run", "step", "wall_s", "tokens"]].rename(columns={"wall_s": "seconds"})
     merged = logs.evals.merge(cost, on=["run", "step"], how="left")

@@ -45,7 +45,7 @@ FIGURES = {
     "of samples and updates in all. GRPO without clipping and RLOO are controls: they separate "
     "the effect of the regression from that of leaving out the clip.",
 }
-"""Captions: what is drawn and what to look for. What was found is for T4 to say."""
+"""Captions: what is drawn and what to look for. None says what was found, which is the purpose of T4."""
 
 TABLES = ("T1", "T2", "T3", "T4", "T5")
 
@@ -63,9 +63,8 @@ code{background:#f4f4f4;padding:0 .2em}
 def build(directory: str | Path, preset: str) -> Path:
     """Write report.md and report.html into results/<preset> from the figures and tables that lie there.
 
-    directory: has figures/*.svg, theory/figures/*.svg and tables/*.md; what is absent is left out, but T4 must
-    be there (ValueError).
-    Images are relative links. Returns the path of report.html.
+    directory: has figures/*.svg, theory/figures/*.svg and tables/*.md. What is absent is left out, except T4, without
+    which there is a ValueError. Images are relative links. Returns the path of report.html.
     """
     directory = Path(directory)
     verdicts = directory / "tables" / "T4.csv"
@@ -100,7 +99,7 @@ def build(directory: str | Path, preset: str) -> Path:
 
 
 def _summary(claims: pd.DataFrame) -> str:
-    """Every row of T4 without its numbers."""
+    """The first section: every row of T4 without its numbers."""
     lines = [
         "## The abstract's claims",
         "",

@@ -1,4 +1,4 @@
-"""The house style of every figure: one palette, one set of widths, one way to save.
+"""The style of every figure: one palette, one set of widths, one way to save.
 
 Colours are those of Okabe and Ito (2008), told apart by people with any common colour-vision deficiency;
 line style and marker differ too, so that a figure survives a greyscale printer.

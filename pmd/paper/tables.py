@@ -1,4 +1,4 @@
-"""The tables T1, T2, T3 and T5, each a function from frames to a `Table`; T4 is in pmd/paper/claims.py.
+"""The tables T1, T2, T3 and T5, each a function from the frames of logs.py to a `Table`; T4 is in claims.py.
 
 Accuracies are in percent.
 """
@@ -141,7 +141,10 @@ def time_efficiency(data: Logs) -> Table:
 
 
 def costs_to_target(data: Logs, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: its cost to target (NaN if never reached) and in all; without GRPO the target is NaN."""
+    """One row for each run: what it cost to reach the target (NaN if it never did) and what the whole run cost.
+
+    Costs are seconds of training and generated tokens. The target is NaN if there is no run of GRPO.
+    """
     curves = logs.clock(data)
     curves = curves[(curves.set == "overall") & curves.run.isin(runs.run)]
     final = logs.last(curves)
@@ -169,13 +172,16 @@ def _cost_to(accuracy: np.ndarray, cost: np.ndarray, target: float) -> float:
 
 
 def _mean_cost(costs: pd.Series) -> Interval:
-    """Geometric mean with the t interval of the logarithm: a cost is positive, and so are both ends."""
+    """The geometric mean, with Student's t interval of the logarithm, so that both ends are positive as costs are."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a target that the base model meets costs nothing
         return Interval(*(float(np.exp(value)) for value in intervals.t_interval(np.log(costs))))
 
 
 def cost_ratio(costs: pd.DataFrame, method: str, unit: str) -> Interval | None:
-    """Cost of `method` over GRPO's, paired by seed; None if it is not defined."""
+    """The cost of `method` divided by GRPO's, paired by seed; None if a cost is unknown or zero.
+
+    A run of GRPO that never reached the target counts with all that it cost, which is in GRPO's favour.
+    """
     mine, grpo = (costs[costs.method == name].set_index("seed") for name in (method, "grpo"))
     seeds = mine.index.intersection(grpo.index)
     ours = mine.loc[seeds, unit]
@@ -218,7 +224,7 @@ def hyperparameters(params: dict[str, Any], runs: pd.DataFrame) -> Table:
 
 
 def _setting(runs: pd.DataFrame, key: str) -> str:
-    """The value of one field of run.json, by method where they differ, for the methods that read it."""
+    """The value of one field of run.json, listed by method where methods differ, for those that read the field."""
     conditional = {"tau", "clip_low", "clip_high", "normalise"}
     readers = [m for m in logs.ordered(runs.method) if key not in conditional or key in METHODS[m].uses]
     shown = {m: ", ".join(dict.fromkeys(_plain(v) for v in runs[runs.method == m][key])) for m in readers}

@@ -1,6 +1,6 @@
-"""The figures of the theory: for each, the data it needs (`*_data`) and the drawing (`*_figure`).
+"""The figures F1 to F4 of the theory: for each a function that computes its data and one that draws them.
 
-A drawing takes the data and returns the figure and the table of everything plotted.
+The first is named *_data, the second *_figure; the second returns the figure and the frame of everything plotted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A table of the paper: its cells, caption and notes, and how they are written as Markdown, CSV and LaTeX.
 
-A cell may be a `stats.Interval`: an estimate with its 95 % interval.
+A cell may be an `Interval` of pmd/evaluators/intervals.py: an estimate with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pmd.files import write_text
 
 @dataclass(frozen=True)
 class Table:
-    """What is printed: name ("T1"), caption, the cells, and notes below them."""
+    """A table: its name ("T1"), its caption, its cells, and notes to print below them."""
 
     name: str
     caption: str
@@ -28,14 +28,17 @@ class Table:
 
 
 def from_records(records: list[dict], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A frame that keeps intervals and missing cells as they are: None becomes no NaN, 3 no 3.0."""
+    """A frame of objects, one row for each record; a column that a record lacks is None there.
+
+    Of dtype object, because pandas would otherwise make NaN of None, 3.0 of 3 and a tuple of an interval.
+    """
     columns = list(columns or dict.fromkeys(key for record in records for key in record))
     cells = {name: pd.Series([record.get(name) for record in records], dtype=object) for name in columns}
     return pd.DataFrame(cells, columns=columns)
 
 
 def write(table: Table, directory: str | Path) -> list[Path]:
-    """Write NAME.md, NAME.csv (an interval in three columns) and NAME.tex (booktabs), each atomically."""
+    """Write NAME.md, NAME.csv (where an interval takes three columns) and NAME.tex (booktabs), each atomically."""
     paths = [Path(directory) / f"{table.name}.{ending}" for ending in ("md", "csv", "tex")]
     csv = _spread(table.frame).to_csv(index=False, float_format="%.10g", lineterminator="\n")
     for path, text in zip(paths, (markdown(table), csv, latex(table)), strict=True):
@@ -53,7 +56,8 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """The table for LaTeX with the packages booktabs, array, longtable, graphicx and rotating.
 
-    Up to eight columns: a longtable, whose cells wrap and which goes on over pages. More: on its side, to fit a page.
+    A table of up to eight columns is a longtable, whose cells wrap and which may be longer than a page. A wider one is
+    turned on its side and scaled to the page.
     """
     cells = _cells(table.frame)
     head, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in [list(table.frame.columns), *cells]]
@@ -86,7 +90,10 @@ def latex(table: Table) -> str:
 
 
 def _columns(cells: list[list[str]]) -> str:
-    """Columns for a longtable: as wide as their texts, or, if those fill no line, wrapped in shares of the line."""
+    """The column specification of a longtable.
+
+    Columns are as wide as their longest text if all fit into a line; otherwise each wraps within a share of the line.
+    """
     longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if sum(longest) <= 80:
         return "l" * len(longest)
@@ -101,7 +108,7 @@ _SIGNS = "τ tau λ lambda χ chi π pi ρ rho Δ Delta ± pm × times ≥ ge �
 _MATHS = {"−": "$-$", "<": "$<$", ">": "$>$", "²": "$^2$", "₀": "$_0$", "₁": "$_1$"}
 _MATHS |= {sign: rf"$\{name}$" for sign, name in zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True)}
 _LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | _TEXT | _MATHS)
-"""What pdfLaTeX needs spelled out, of the characters that occur here."""
+"""How the characters that pdfLaTeX does not take as they are, of those that occur in tables, are written."""
 
 
 def _escape(text: str) -> str:
