@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from pmd.files import workers
 from pmd.problems.limited_pool import Killed, Pool
+from pmd.processes import workers
 
 log = logging.getLogger(__name__)
 
