@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pmd.files import atomic, read_json
 from pmd.params import Settings
-from pmd.problems.arithmetic import read_problems
+from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.sampling.seeds import derive
 

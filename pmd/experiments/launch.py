@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pmd.files import fingerprint, read_json
 from pmd.harness.config import Train, identity
-from pmd.problems.arithmetic import read_problems
+from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
 
