@@ -44,8 +44,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from pmd.files import ROOT, read_json, write_json, write_text
 from pmd.model.attention import PACKED
-from pmd.model.forward import checkpoint_activations, log_probs
 from pmd.model.device import check_device
+from pmd.model.forward import checkpoint_activations, log_probs
 from pmd.model.packing import Packed, pack
 from pmd.params import require
 from pmd.sampling.static_decoder import budget
