@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pmd import params
 from pmd.files import read_jsonl
-from pmd.problems.arithmetic import read_problems
+from pmd.problems.reader import read_problems
 from pmd.sampling.torch_engine import Responses, TorchEngine
 from pmd.trainer.loop import train
 

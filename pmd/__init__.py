@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from pmd.evaluators.evaluate import evaluate
     from pmd.harness.config import train_config
     from pmd.params import load as load_params
-    from pmd.problems.arithmetic import read_problems
+    from pmd.problems.reader import read_problems
     from pmd.problems.verifier import verify
     from pmd.sampling.torch_engine import Sampling, TorchEngine
     from pmd.theory.binary import binary_update, finite_sample
@@ -44,7 +44,7 @@ _MODULES = {
     "Minibatch": "pmd.trainer.objectives",
     "train_config": "pmd.harness.config",
     "load_params": "pmd.params",
-    "read_problems": "pmd.problems.arithmetic",
+    "read_problems": "pmd.problems.reader",
     "verify": "pmd.problems.verifier",
     "TorchEngine": "pmd.sampling.torch_engine",
     "Sampling": "pmd.sampling.torch_engine",

@@ -109,7 +109,7 @@ def sets(name: str, out: Path, metrics: Path | None) -> None:
 
     Example: pmd sets gsm8k runs/sets/gsm8k.jsonl
     """
-    from pmd.foreign_sets.formats import write_set
+    from pmd.foreign_sets.cleaning import write_set
 
     click.echo(write_set(name, out, metrics))
 
@@ -124,7 +124,7 @@ def overlap(train: Path, test: Path) -> None:
 
     Example: pmd overlap runs/sets/dapo.jsonl runs/sets/math500.jsonl
     """
-    from pmd.foreign_sets.formats import report_overlap
+    from pmd.foreign_sets.cleaning import report_overlap
 
     click.echo(report_overlap(train, test))
 

@@ -90,11 +90,3 @@ def fingerprint(*paths: str | Path, code: bool = True) -> str:
 def digest(value: Any) -> str:
     """MD5 of a JSON value."""
     return hashlib.md5(json.dumps(value).encode()).hexdigest()
-
-
-def workers(threads: int, device: str) -> int:
-    """How many runs at once: PMD_WORKERS if set, one on an accelerator, else the cores divided by a run's threads."""
-    if os.environ.get("PMD_WORKERS"):
-        return max(1, int(os.environ["PMD_WORKERS"]))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads) if device == "cpu" else 1

@@ -19,6 +19,29 @@ from multiprocessing import forkserver
 LOADED = "pmd.trainer.loop"
 
 
+def workers(threads: int, device: str) -> int:
+    """How many worker processes of `threads` threads each this process may keep at work at once; at least 1.
+
+    On a CPU that is the number of available cores divided by `threads`; on an accelerator it is one. The environment
+    variable PMD_WORKERS states another number for the whole machine. Where torchrun has started several ranks on this
+    machine (LOCAL_WORLD_SIZE), the ranks share the number equally: if each of 8 ranks took all of 192 cores, more than
+    1,500 processes would run. Raises ValueError in one line if either variable is not a positive integer.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    default = cores // threads if device == "cpu" else 1
+    return max(1, _positive("PMD_WORKERS", default) // _positive("LOCAL_WORLD_SIZE", 1))
+
+
+def _positive(variable: str, default: int) -> int:
+    """The positive integer that an environment variable holds; `default` if it is unset or empty."""
+    text = os.environ.get(variable)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise ValueError(f"{variable}: got {text!r}, must be a positive integer")
+    return int(text)
+
+
 def forked(device: str) -> bool:
     """Whether workers for this device are forked."""
     return device == "cpu" and sys.platform == "linux"

@@ -15,6 +15,7 @@ import time
 import psutil
 
 from pmd.problems import verifier
+from pmd.problems.extraction import BOXES
 
 ATOMS = [
     *"0123456789abcexyinπ∞٣½²+-*/^_=<>!|()[]{}$,.;:'\"&%#~\\ \n\t",
@@ -116,7 +117,7 @@ def batch(seed: int, size: int = 100) -> list[verifier.Verdict]:
         assert verdict.reward == (1.0 if verdict.correct else verifier.RULES[rule].wrong)
         assert not (verdict.correct and (verdict.killed or verdict.answer is None))
         assert verdict.answer is None or verdict.answer.strip()
-        assert verdict.answer is None or len(verdict.answer) <= len(text) + 2 * verifier.BOXES
+        assert verdict.answer is None or len(verdict.answer) <= len(text) + 2 * BOXES
     return verdicts
 
 

@@ -29,14 +29,6 @@ def test_json_has_no_nan(tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
-def test_workers(monkeypatch):
-    monkeypatch.setenv("PMD_WORKERS", "3")
-    assert files.workers(1, "cpu") == 3
-    monkeypatch.delenv("PMD_WORKERS")
-    assert files.workers(1, "cuda") == 1
-    assert files.workers(10**6, "cpu") == 1
-
-
 def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
     rows = [{"prompt": "a\u2028b\u0085c"}, {"prompt": "d"}]
     files.write_jsonl(tmp_path / "x.jsonl", rows)

@@ -160,7 +160,9 @@ def test_a_worker_killed_from_outside_costs_nothing(pool):
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(capfd):
     made = Pool(f"{__name__}:work", 1, prepare=f"{__name__}:broken")
-    with pytest.raises(RuntimeError, match=r"^[^\n]*test_pool:broken[^\n]*could not start[^\n]*exit status 1\)$"):
+    with pytest.raises(
+        RuntimeError, match=r"^[^\n]*test_limited_pool:broken[^\n]*could not start[^\n]*exit status 1\)$"
+    ):
         made.map([["echo", 1]])
     assert "no such parser" in capfd.readouterr().err
     assert made.workers == []

@@ -24,7 +24,7 @@ from pmd.model.attention import PACKED
 from pmd.model.from_scratch import Base
 from pmd.model.loading import _check_architecture, load_policy
 from pmd.problems import arithmetic
-from pmd.problems.arithmetic import read_problems
+from pmd.problems.reader import read_problems
 from pmd.scale import plan
 from pmd.scale.entry import read_scale
 from pmd.scale.plan import GIB

@@ -15,13 +15,50 @@ import pytest
 
 from pmd import processes
 from pmd.files import ROOT
-from pmd.processes import prepare
+from pmd.processes import prepare, workers
 
 
 @pytest.fixture
 def light(monkeypatch):
     """A server that loads next to nothing."""
     monkeypatch.setattr(processes, "LOADED", "pmd.files")
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """A machine of 192 cores, without the variables that would state another number of workers."""
+    monkeypatch.delenv("PMD_WORKERS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(192)), raising=False)
+    return 192
+
+
+def test_a_cpu_has_a_worker_for_each_runs_threads_and_an_accelerator_has_one(cores):
+    assert workers(1, "cpu") == cores
+    assert workers(4, "cpu") == cores // 4
+    assert workers(10**6, "cpu") == 1
+    assert workers(1, "cuda") == 1
+
+
+def test_the_ranks_of_a_machine_share_its_workers(cores, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert 8 * workers(1, "cpu") == cores
+    assert workers(1, "cuda") == 1
+    monkeypatch.setenv("PMD_WORKERS", "20")
+    assert workers(1, "cpu") == workers(1, "cuda") == 2
+    monkeypatch.setenv("PMD_WORKERS", "3")
+    assert workers(1, "cpu") == 1
+
+
+def test_a_stated_number_of_workers_is_taken_or_refused_in_one_line(cores, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "3")
+    assert workers(1, "cpu") == workers(1, "cuda") == 3
+    for wrong in ("0", "-2", "two", "1.5", "²"):
+        monkeypatch.setenv("PMD_WORKERS", wrong)
+        with pytest.raises(ValueError, match=rf"^PMD_WORKERS: got '{wrong}', must be a positive integer$"):
+            workers(1, "cpu")
+    monkeypatch.setenv("PMD_WORKERS", "")  # as unset
+    assert workers(1, "cpu") == cores
 
 
 def loaded():
@@ -101,11 +138,11 @@ def report():
 def test_a_worker_ends_with_a_caller_that_was_killed(device):
     code = f"""
 from pmd import processes
-from pmd.processes import processes as workers
+from pmd.processes import processes as pool_of
 from tests.test_processes import report
 processes.LOADED = "pmd.files"
 if __name__ == "__main__":
-    with workers(1, {device!r}) as pool:
+    with pool_of(1, {device!r}) as pool:
         pool.submit(report).result()
 """
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -194,6 +194,13 @@ def test_verdicts_do_not_depend_on_workers_or_order(monkeypatch):
     assert seen[0][-2:] == [Verdict("9^{9^{9^9}}", False, 0.0, True), Verdict("2/4", True, 1.0, False)]
 
 
+def test_the_ranks_of_a_machine_share_the_workers_that_compare(monkeypatch):
+    monkeypatch.delenv("PMD_WORKERS", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(192)), raising=False)
+    assert verifier._pool.__wrapped__().size == 24
+
+
 def test_repeated_cases_are_decided_once(monkeypatch):
     asked = []
 

@@ -21,8 +21,8 @@ from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_t
 from pmd.methods import ENGINES
 from pmd.model.loading import load_policy
 from pmd.params import FileName, Settings, one_of, require
-from pmd.problems.arithmetic import read_problems
 from pmd.problems.prompts import fit
+from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise, verdicts
 from pmd.sampling.seeds import derive

@@ -11,10 +11,10 @@ import pandas as pd
 from pydantic import Field
 from tqdm import tqdm
 
-from pmd.files import atomic, read_json, workers
+from pmd.files import atomic, read_json
 from pmd.params import Settings
-from pmd.problems.arithmetic import read_problems
-from pmd.processes import processes
+from pmd.problems.reader import read_problems
+from pmd.processes import processes, workers
 from pmd.sampling.seeds import derive
 
 

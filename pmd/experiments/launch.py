@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pmd.files import fingerprint, read_json, workers
+from pmd.files import fingerprint, read_json
 from pmd.harness.config import Train, identity
-from pmd.problems.arithmetic import read_problems
-from pmd.processes import processes
+from pmd.problems.reader import read_problems
+from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
 
 

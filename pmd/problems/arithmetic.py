@@ -1,12 +1,11 @@
-"""Problem sets: the embedded arithmetic task, and one reader for every set.
+"""The embedded problem sets: multi-step arithmetic with worked steps, generated and so available without a network.
 
-A problem set is a JSONL file in the field's convention for verifiable rewards: `prompt`, `ground_truth`, `source`,
-`split`, `difficulty` (and `id`; supervised sets add `response`). The embedded task is multi-step arithmetic with
-worked steps: the prompt `47+38-13=` is answered by rewriting what remains, `85-13=72`. Every running total stays
-in 0..99, so the difficulty is the number of terms alone. A `Task` may have more digits and more terms.
+The prompt `47+38-13=` is answered by one step after the other, each followed by the rest of the expression:
+`85-13=72`. Every running total (47, 85 and 72) is in 0..99, so the number of terms alone makes a problem difficult. An
+entry of params.yaml's `tasks` is a harder version, with more digits and more terms.
 
-`pmd problems generate OUT` writes the five splits and fails if they differ from what `data.dvc` pins; `pmd problems pin`
-accepts a changed generator on purpose; `pmd problems harder NAME OUT` writes those of an entry of `tasks` in params.yaml.
+`pmd problems generate` writes the five splits and fails if they differ from what data.dvc pins; `pmd problems pin`
+accepts a changed generator; `pmd problems harder` writes a harder version.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -22,36 +20,35 @@ from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from pmd import params
-from pmd.files import ROOT, read_jsonl, write_jsonl, write_text
+from pmd.files import ROOT, write_jsonl, write_text
 from pmd.params import FileName, Settings, must, read_entry, require
 
 Quota = dict[str, dict[int, int]]
 """Prompts per split and difficulty: {split: {number of terms: problems}}."""
 
-COLUMNS = ("id", "prompt", "ground_truth", "source", "split", "difficulty")
-RULES = ("exact", "dapo", "math")
-"""How a row may want its responses judged (`pmd/problems/verifier.py`); a row that does not say is judged by "exact"."""
-
 SYMBOLS = "0123456789+-="
+"""The alphabet of the prompts and responses."""
+
 SOURCE = "pmd/arithmetic"
 
-SPLITS: Quota = {  # T <= 5 is seen in training, T = 6, 7 never is
+SPLITS: Quota = {  # training sees at most 5 terms, and never 6 or 7
     "val": {2: 12, 3: 28, 4: 30, 5: 30},
     "test": {2: 12, 3: 28, 4: 30, 5: 30},
     "ood": {6: 50, 7: 50},
     "rl": {2: 500, 3: 1500, 4: 2000, 5: 2000},
     "sft": {2: 3000, 3: 18000, 4: 20000, 5: 20000},
 }
-"""Of the embedded sets. At two terms only 10,100 problems exist, hence the small quota."""
+"""The embedded sets. Only 10,100 problems of two terms exist, hence their small quota."""
 
 DIGITS = 2
-"""Of the embedded sets' running totals."""
+"""The digits of the largest running total of the embedded sets."""
 
 FAULTS = {"carry": 0.75, "slip": 0.05, "hasty": 0.12}
-"""Probability of each deliberate fault in a supervised step (a fault-free base model would leave RL nothing to do).
+"""The probability of each deliberate fault in a step of a supervised trace.
 
-carry: a carry or borrow is dropped (only where there is one); slip: the result is off by one; hasty: the
-remaining steps are skipped and an answer guessed.
+They are there because a base model without faults would leave reinforcement learning nothing to improve.
+carry: every carry or borrow of the step is dropped (only where there is one); slip: the result is wrong by one; hasty:
+the remaining steps are skipped and an answer is guessed.
 """
 
 CARD = """# {title}
@@ -59,7 +56,7 @@ CARD = """# {title}
 Multi-step arithmetic with worked steps, written by `pmd problems {command}` (deterministic{pinned}).
 A prompt is an expression of T terms and `=`; a response rewrites what remains after each step and ends with the answer:
 `47+38-13=` is answered `85-13=72`. Every running total is in 0..{largest}. The reward is 1 if and only if the response
-ends and the text after its last `=` is the answer, digit for digit (`pmd/problems/verifier.py`).
+ends by itself and the text after its last `=` is the answer, digit for digit (the rule `exact`).
 
 | column | meaning |
 |---|---|
@@ -96,9 +93,9 @@ class Task(Settings):
 
     name: FileName  # the entry's key
     seed: int  # of the generator
-    digits: int = Field(ge=2, le=9)  # of every running total
-    terms: Terms  # numbers of terms of the problems that are trained on
-    ood: Terms  # numbers of terms that are in no training problem
+    digits: int = Field(ge=2, le=9)  # of the largest running total
+    terms: Terms  # the numbers of terms that occur in training
+    ood: Terms  # the numbers of terms that never occur in training
     val: int  # problems of each split
     test: int
     rl: int
@@ -112,7 +109,7 @@ class Task(Settings):
         check(not set(self.terms) & set(self.ood), "ood", f"other numbers of terms than tasks.{self.name}.terms")
         for key in ("val", "test", "rl", "sft"):
             check(getattr(self, key) >= len(self.terms), key, f"at least {len(self.terms)}, one for each of its terms")
-        for t in self.terms:  # from any total in 0..L a step has L + 2 choices, and no problem is taken twice
+        for t in self.terms:  # from any total in 0..L a step has L + 2 choices, and no problem occurs twice
             possible = 10**self.digits * (10**self.digits + 1) ** (t - 1)
             needed = sum(quota.get(t, 0) for quota in self.quota.values())
             check(2 * needed <= possible, "sft", f"smaller: of {possible:,} problems of {t} terms it takes {needed:,}")
@@ -120,12 +117,13 @@ class Task(Settings):
 
     @property
     def quota(self) -> Quota:
+        """The number of problems by split and number of terms."""
         sizes = {"val": self.val, "test": self.test, "ood": self.test, "rl": self.rl, "sft": self.sft}
         return {split: share(size, self.ood if split == "ood" else self.terms) for split, size in sizes.items()}
 
 
 def share(size: int, terms: list[int]) -> dict[int, int]:
-    """`size` problems in parts as equal as can be."""
+    """{number of terms: problems}: `size` problems divided as equally as possible among the numbers of terms."""
     return {t: size * (i + 1) // len(terms) - size * i // len(terms) for i, t in enumerate(terms)}
 
 
@@ -135,7 +133,7 @@ def apply(total: int, sign: str, term: int) -> int:
 
 
 def problem(rng: random.Random, terms: int, digits: int = DIGITS) -> tuple[int, list[tuple[str, int]]]:
-    """A start and `terms - 1` signed terms that keep every running total in 0..99, or to so many digits."""
+    """A random problem: its first term and `terms - 1` signed ones that keep every running total to `digits` digits."""
     largest = 10**digits - 1
     start = total = int(rng.random() * (largest + 1))
     steps = []
@@ -148,12 +146,12 @@ def problem(rng: random.Random, terms: int, digits: int = DIGITS) -> tuple[int, 
 
 
 def expression(total: int, steps: list[tuple[str, int]]) -> str:
-    """`47+38-13`."""
+    """The text of what remains to be computed, such as `47+38-13`."""
     return str(total) + "".join(f"{sign}{term}" for sign, term in steps)
 
 
 def drop_carry(total: int, sign: str, term: int, digits: int = DIGITS) -> int:
-    """Add or subtract digit by digit, losing every carry or borrow between them."""
+    """total ± term, computed digit by digit without any carry or borrow between the digits."""
     places = [10**i for i in range(digits)]
     return sum(place * (apply(total // place % 10, sign, term // place % 10) % 10) for place in places)
 
@@ -177,7 +175,10 @@ def trace(rng: random.Random, start: int, steps: list[tuple[str, int]], digits: 
 
 
 def splits(seed: int = 0, quotas: Quota = SPLITS, digits: int = DIGITS) -> dict[str, list[dict]]:
-    """Every split of the embedded task, or of a harder one; no prompt occurs twice. Uses only `random.random`, stable across Pythons."""
+    """{split: its rows}; no prompt occurs twice, within a split or in two of them.
+
+    Only `random.random` is used, because its values are the same in every version of Python.
+    """
     rng = random.Random(seed)
     seen: set[str] = set()
     made = {}
@@ -206,7 +207,7 @@ def splits(seed: int = 0, quotas: Quota = SPLITS, digits: int = DIGITS) -> dict[
 
 
 def card(harder: Task | None = None) -> str:
-    """The data card of the embedded sets, or of a harder version, as Markdown."""
+    """The data card of the embedded sets, or of a harder version of them, as Markdown."""
     of = {"title": "The embedded problem sets", "command": "generate", "pinned": "; pinned by `data.dvc`"}
     if harder:
         of = {"title": f"The embedded task, harder: {harder.name}", "command": f"harder {harder.name}", "pinned": ""}
@@ -227,7 +228,7 @@ def card(harder: Task | None = None) -> str:
 
 
 def directory_hash(folder: Path) -> str:
-    """DVC's hash of a folder: the MD5 of its sorted listing of (md5, relpath)."""
+    """The hash that DVC gives a folder: the MD5 of its sorted listing of MD5s and relative paths."""
     listing = [
         {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
         for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).parts)
@@ -237,7 +238,7 @@ def directory_hash(folder: Path) -> str:
 
 
 def generate(out: str | Path, harder: Task | None = None) -> str:
-    """Write the five splits, of the embedded task or of a harder one, and the card to `out`; return the folder's hash."""
+    """Write the five splits of the embedded task, or of a harder version, and a card to `out`; returns its hash."""
     out = Path(out)
     made = splits(harder.seed, harder.quota, harder.digits) if harder else splits()
     for split, rows in made.items():
@@ -246,47 +247,8 @@ def generate(out: str | Path, harder: Task | None = None) -> str:
     return directory_hash(out)
 
 
-def read_problems(path: str | Path, limit: int | None = None) -> list[dict]:
-    """Read a problem set (any JSONL with at least prompt and ground_truth), at most `limit` rows.
-
-    Missing optional columns are filled: id from the row number, source and split from the file's name,
-    difficulty None, rule "exact". ValueError naming file, row and column if the file is empty, a column is missing,
-    a prompt is blank, a rule unknown or an id repeats; FileNotFoundError if there is no file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such problem set (the embedded ones are made by `dvc repro data.dvc`)")
-    rows = list(_checked(path))[:limit]
-    if not rows:
-        raise ValueError(f"{path}: the problem set is empty")
-    return rows
-
-
-def _checked(path: Path) -> Iterator[dict]:
-    ids: set[str] = set()
-    for number, row in enumerate(read_jsonl(path), start=1):
-        for column in ("prompt", "ground_truth"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise ValueError(
-                    f"{path}:{number}: column {column!r} must be a non-empty string, got {row.get(column)!r}"
-                )
-        row = {
-            "id": f"{path.stem}-{number - 1}",
-            "source": path.stem,
-            "split": path.stem,
-            "difficulty": None,
-            "rule": "exact",
-        } | row
-        if row["rule"] not in RULES:
-            raise ValueError(f"{path}:{number}: column 'rule' must be one of {', '.join(RULES)}, got {row['rule']!r}")
-        if row["id"] in ids:
-            raise ValueError(f"{path}:{number}: id {row['id']!r} occurs twice")
-        ids.add(row["id"])
-        yield row
-
-
 def pinned_hash(dvc_file: Path = ROOT / "data.dvc") -> str:
-    """The hash of `data/` that data.dvc pins; ValueError if it pins none."""
+    """The hash of data/ that data.dvc pins; ValueError if it pins none."""
     try:
         return YAML(typ="safe").load(dvc_file.read_text())["outs"][0]["md5"]
     except (FileNotFoundError, KeyError, IndexError, TypeError) as error:
@@ -294,7 +256,7 @@ def pinned_hash(dvc_file: Path = ROOT / "data.dvc") -> str:
 
 
 def pin(digest: str, dvc_file: Path = ROOT / "data.dvc") -> None:
-    """Rewrite data.dvc so that both its source and `data/` are pinned to `digest`."""
+    """Rewrite data.dvc so that it pins both the generated folder and its copy data/ to `digest`."""
     source = {"path": "runs/problems", "hash": "md5", "md5": digest}
     text = ["# data/ is what `pmd problems generate` writes, copied and verified by `dvc repro`; see data/README.md"]
     text += ["deps:", *_entry(source), "outs:", *_entry({"path": "data", "hash": "md5", "md5": digest})]
@@ -311,7 +273,7 @@ def generate_pinned(out: Path) -> str:
     if digest != pinned:
         raise ValueError(
             f"{out}: the generator now writes {digest}, data.dvc pins {pinned}; "
-            "undo the change to pmd/problems/arithmetic.py, or accept it with `pmd problems pin`"
+            "undo the change to the generator, or accept it with `pmd problems pin`"
         )
     return f"{out}: {_counts(SPLITS)}; hash as pinned"
 

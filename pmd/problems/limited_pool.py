@@ -1,13 +1,13 @@
-"""Killable worker processes: run one function on many arguments when any of them may never return.
+"""Worker processes with limits: run one function on many arguments when a call may never return.
 
-A worker is a fresh interpreter (`python -m pmd.problems.limited_pool`), never a fork, so a parent that holds CUDA,
-threads or a notebook kernel is safe, and nothing of the parent's main module is imported. JSON with a length prefix
-goes both ways.
+A worker is a fresh interpreter (`python -m pmd.problems.limited_pool`) and never a fork. It is therefore safe to use
+from a process that holds CUDA, threads or a notebook kernel, and the caller's main module is not imported again. Tasks
+and results travel as JSON with a length prefix, so a worker that untrusted text has taken over can send no code.
 
-Each task may use `seconds` of CPU time. The kernel counts them (ITIMER_PROF) and ends the worker, whatever it is
-doing; CPU time, so that a busy machine does not turn a slow moment into a verdict. `wall` is the backstop for a worker
-that waits without computing. Memory is bounded by RLIMIT_AS, which the kernel enforces at the allocation itself, where
-watching the resident size from outside would come too late (macOS does not enforce it: there the time limits remain).
+Each task may use `seconds` of CPU time. The kernel counts that time (ITIMER_PROF) and ends the worker, whatever it is
+doing. It is CPU time, so that the load of the machine does not change a result. `wall` is a second limit, in seconds of
+wall time, for a worker that waits without computing. Memory is limited with RLIMIT_AS, which the kernel enforces at
+each allocation; macOS does not enforce it, so there only the time limits hold.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from typing import Any
 from pmd.files import ROOT
 
 CHUNK = 32
-"""Tasks sent to a worker at once: their replies come one by one, so only the guilty one is lost."""
+"""How many tasks a worker is sent at once. It replies to each one, so when it is ended only one task has no result."""
 
 RETIRE_AFTER = 4000
 RETIRE_ABOVE = 256 * 2**20
-"""A worker is replaced after so many tasks, or when it holds so many bytes: nothing grows for ever."""
+"""A worker is replaced after this many tasks, or above this many bytes of memory, so that no leak can grow for ever."""
 
-START = 300.0
-"""Seconds of wall time for a worker to start."""
+START_SECONDS = 300.0
+"""How long a worker may take to start, in seconds of wall time."""
 
 
 @dataclass(frozen=True)
 class Killed:
-    """The result of a task that broke a limit or its worker: `reason` says which."""
+    """The result of a task that exceeded a limit or made its worker crash; `reason` says which."""
 
     reason: str
 
 
 @dataclass(eq=False)
 class Worker:
-    """One process, the tasks it was given and has not answered, and when its next message is due."""
+    """One process, the tasks to which it has not replied, and the monotonic time by which its next message is due."""
 
     process: subprocess.Popen
     pipe: Connection
@@ -66,7 +66,7 @@ class Worker:
 
 
 class Pool:
-    """Workers for one function, started at the first `map`, kept, and ended with the interpreter."""
+    """Workers that run one function. They start at the first `map`, serve all later ones, and end with this process."""
 
     def __init__(
         self,
@@ -77,7 +77,12 @@ class Pool:
         memory: int = 2**30,
         prepare: str = "",
     ) -> None:
-        """`function` and `prepare` are "module:name"; `prepare()` runs once in every new worker, outside the limits."""
+        """A pool of at most `workers` processes; nothing is started yet.
+
+        function: what to run, as "module:name"; prepare: run once in every new worker, before its limits begin, also as
+        "module:name", or "" for nothing; seconds: of CPU time for one task; wall: seconds of wall time for one task;
+        memory: bytes of address space of one worker.
+        """
         self.command = [sys.executable, "-m", "pmd.problems.limited_pool", function, prepare, str(seconds), str(memory)]
         self.size, self.seconds, self.wall = workers, seconds, wall
         self.workers: list[Worker] = []
@@ -85,19 +90,20 @@ class Pool:
         atexit.register(self.close)
 
     def map(self, tasks: Sequence[Sequence[Any]]) -> list[Any]:
-        """function(*task) for every task (JSON values), in order; Killed where a limit or the worker broke.
+        """function(*task) for every task, in order; Killed for a task that exceeded a limit, raised or crashed.
 
-        From any thread; calls wait for each other. RuntimeError if a worker cannot start.
+        Tasks and results are JSON values. May be called from any thread; one call waits for the other. Raises
+        RuntimeError if a worker cannot start.
         """
         with self.lock:
             try:
                 return self._map(tasks)
             except BaseException:
-                self.close()  # a worker may be in the middle of a task: its answer would be taken for the next call's
+                self.close()  # else a reply that is still on its way would be taken for a result of the next call
                 raise
 
     def close(self) -> None:
-        """End all workers; the next `map` starts new ones."""
+        """End all workers. The next `map` starts new ones."""
         while self.workers:
             self._drop(self.workers[-1])
 
@@ -122,7 +128,7 @@ class Pool:
         return results
 
     def _hand_out(self, tasks: Sequence[Sequence[Any]], pending: deque[deque[int]], retried: set[int]) -> None:
-        """Give every idle worker a chunk; start workers while there are more chunks than workers."""
+        """Send every idle worker a chunk of tasks, and start workers for the chunks that are left."""
         for worker in [worker for worker in self.workers if worker.idle]:
             second_try = bool(pending) and pending[0][0] in retried
             if worker.process.poll() is not None or (second_try and worker.used):
@@ -140,7 +146,7 @@ class Pool:
         paths = [str(ROOT), *(os.path.abspath(path) for path in sys.path if path)]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONHASHSEED": "0",  # the order of sets must not differ from worker to worker
+            "PYTHONHASHSEED": "0",  # sets must have the same order in every worker
             "OMP_NUM_THREADS": "1",
         }
         with theirs:
@@ -152,15 +158,15 @@ class Pool:
                 cwd=ROOT,
                 env=environment,
             )
-        self.workers.append(Worker(process, ours, time.monotonic() + START))
+        self.workers.append(Worker(process, ours, time.monotonic() + START_SECONDS))
 
     def _receive(self, worker: Worker, results: list[Any]) -> str | None:
-        """Take one message; returns why the worker is lost, or None if it is well."""
+        """Read one message of a worker; returns why the worker has ended or must be ended, or None if it goes on."""
         try:
             kind, value = json.loads(worker.pipe.recv_bytes())
         except (EOFError, OSError):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(5)  # its own exit status says more than our kill
+                worker.process.wait(5)  # if it ended by itself, its exit status says why
             return "ended"
         if kind == "value":
             results[worker.tasks.popleft()] = value
@@ -173,10 +179,10 @@ class Pool:
     def _replace(
         self, worker: Worker, lost: str, results: list[Any], pending: deque[deque[int]], retried: set[int]
     ) -> None:
-        """Bury a lost worker: its first open task is guilty, the others go back.
+        """Remove a worker that has ended. The task that it was working on caused that; its other tasks are sent again.
 
-        Out of memory, or a crash, may be the fault of what ran before or of the machine. Such a task gets a second try,
-        first in a fresh worker: the verdict is then its own and not its neighbours'.
+        The tasks before it or the machine may be the cause of a crash or of a lack of memory. Such a task is therefore
+        tried a second time, as the first task of a fresh worker, and its result then depends on nothing else.
         """
         status = self._drop(worker)
         if not worker.started:
@@ -184,40 +190,40 @@ class Pool:
             raise RuntimeError(f"{command}: a worker could not start ({lost}, exit status {status})")
         if not worker.tasks:
             return
-        guilty = worker.tasks.popleft()
+        failed = worker.tasks.popleft()
         if worker.tasks:
             pending.appendleft(worker.tasks)
         if status == -signal.SIGPROF:
-            results[guilty] = Killed(f"{self.seconds:g} s of CPU time")
-        elif guilty in retried or lost.endswith("wall time"):
-            results[guilty] = Killed(f"exit status {status}" if lost == "ended" else lost)
+            results[failed] = Killed(f"{self.seconds:g} s of CPU time")
+        elif failed in retried or lost.endswith("wall time"):
+            results[failed] = Killed(f"exit status {status}" if lost == "ended" else lost)
         else:
-            retried.add(guilty)
-            pending.appendleft(deque([guilty]))
+            retried.add(failed)
+            pending.appendleft(deque([failed]))
 
     def _drop(self, worker: Worker) -> int:
-        """End a worker's process; returns its exit status, minus the signal's number where one ended it."""
+        """End a worker's process; returns its exit status, which is −n if signal number n ended it."""
         self.workers.remove(worker)
         worker.pipe.close()
         worker.process.kill()
         return worker.process.wait()
 
 
-def named(name: str) -> Callable[..., Any]:
-    """The function "module:name"."""
+def function_named(name: str) -> Callable[..., Any]:
+    """The function that "module:name" names."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
-def bound(memory: int) -> None:
-    """Bound this process's address space to `memory` bytes; no core dumps."""
-    with contextlib.suppress(ValueError, OSError):  # a lower limit is in force already, or the system has none
+def limit_memory(memory: int) -> None:
+    """Limit this process's address space to `memory` bytes, and switch off core dumps."""
+    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already, or the system has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def resident() -> int:
-    """This process's resident memory in bytes (where there is no /proc: its peak)."""
+def resident_bytes() -> int:
+    """The resident memory of this process in bytes; its peak where the system has no /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
@@ -225,18 +231,18 @@ def resident() -> int:
 
 
 def serve(function: str, prepare: str, seconds: float, memory: int, pipe: Connection) -> None:
-    """A worker's life: prepare, then chunk after chunk, one reply a task, until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+    """The main loop of a worker: prepare, then read chunks and reply to each task until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the CPU-time limit ends this process
 
     def send(kind: str, value: Any = None) -> None:
         pipe.send_bytes(json.dumps([kind, value]).encode())
 
-    run = named(function)
+    run = function_named(function)
     if prepare:
-        named(prepare)()
-    bound(memory)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # parsers complain on stderr about every malformed answer
+        function_named(prepare)()
+    limit_memory(memory)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # parsers report every malformed answer there
     done = 0
     while True:
         send("ready")
@@ -250,15 +256,15 @@ def serve(function: str, prepare: str, seconds: float, memory: int, pipe: Connec
             signal.setitimer(signal.ITIMER_PROF, 0)
             send("value", value)
             done += 1
-        if done >= RETIRE_AFTER or resident() > RETIRE_ABOVE:
+        if done >= RETIRE_AFTER or resident_bytes() > RETIRE_ABOVE:
             send("retired", "retired")
             return
 
 
 def main() -> None:
-    """Run as a worker."""
+    """Run this process as a worker; the arguments are those of `Pool.command` and a file descriptor."""
     function, prepare, seconds, memory, handle = sys.argv[1:]
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone or has no more work
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended or has closed the pipe
         serve(function, prepare, float(seconds), int(memory), Connection(int(handle)))
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pmd.files import ROOT, fingerprint
 from pmd.harness.config import Train, train_config
 from pmd.params import FileName, Settings, read_entry, require
-from pmd.problems.arithmetic import read_problems
+from pmd.problems.reader import read_problems
 
 
 class Scale(Settings):
