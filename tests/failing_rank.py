@@ -1,4 +1,4 @@
-"""A torchrun job of two ranks, the first of which waits for the second (see test_scale.py).
+"""A torchrun job of two ranks, the first of which waits for the second (see test_run.py).
 
 `python -m tests.failing_rank fail`: the second fails; `hang FILE`: it sleeps, after it has made FILE.
 """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pmd.experiments import base_model
 from pmd.experiments.base_model import learning_rate, train_base
@@ -24,6 +26,16 @@ def test_it_learns_and_logs(tmp_path):
     log = read_jsonl(tmp_path / "base" / "log.jsonl")
     assert [row["step"] for row in log] == [20, 40, 60]
     assert log[-1]["loss"] < 0.85 * log[0]["loss"]
+
+
+def test_it_learns_in_bfloat16_and_keeps_its_weights_in_float32(tmp_path):
+    train_base(CONFIG.model_copy(update={"dtype": "bfloat16"}), TRACES, tmp_path / "half", progress=False)
+    train_base(CONFIG, TRACES, tmp_path / "exact", progress=False)
+    half, exact = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "exact"))
+    assert {weight.dtype for weight in half.values()} == {torch.float32}
+    assert any(not torch.equal(half[name], exact[name]) for name in half)
+    losses = [read_jsonl(tmp_path / name / "log.jsonl")[-1]["loss"] for name in ("half", "exact")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch):

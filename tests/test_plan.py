@@ -123,6 +123,17 @@ def test_the_engines_memory():
     assert "KV cache" in memory.phases(SHAPE, vllm.replace(device="cpu"), 20, 4, 1e9)["update"]
 
 
+def test_what_stays_of_the_torch_engine_during_the_update():
+    """On a GPU a small cache with its weights, or nothing; on a CPU a rank's copy of sharded weights."""
+    train = run(prompts=32, group_size=8, dtype="bfloat16", device="cuda")
+    weights = 2 * SHAPE.total
+    small, large = (memory.phases(SHAPE, train, 20, 1, gib * GIB)["update"] for gib in (80, 0.1))
+    assert small["engine weights"] == weights
+    assert not {"engine weights", "KV cache"} & set(large)
+    host = train.replace(device="cpu")
+    assert [memory.phases(SHAPE, host, 20, n, GIB)["update"]["engine weights"] for n in (1, 2)] == [0, weights]
+
+
 def test_the_proof_of_vllms_weights_is_counted():
     """At the update's own budget it takes less than the update: no graph is kept, and vLLM sleeps."""
     train = run(engine="vllm", device="cuda", dtype="bfloat16", max_tokens=101, microbatch_tokens=1000)

@@ -145,6 +145,11 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_code_1():
     assert done.stderr.startswith("scale: got 'no-such', must be one of its entries: ")
 
 
+def test_the_launcher_and_the_entry_load_no_torch():
+    code = "import sys, pmd.scale.entry, pmd.scale.launch, pmd.scale.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_the_launcher_refuses_missing_files_before_it_starts_anything(shared, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such problem set"):
         launch.launch(given(shared, tmp_path / "out", problems="no/such.jsonl"), "a")
@@ -234,6 +239,22 @@ def test_a_killed_launcher_leaves_no_process(shared, tmp_path, server):
     assert gone(alive)
 
 
+def test_ranks_of_one_machine_do_not_need_its_name(tmp_path, monkeypatch):
+    """A host name that cannot be resolved left the ranks waiting for each other."""
+    asked = []
+
+    def popen(command, **_):
+        asked.extend(command)
+        raise OSError("not started")
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="not started"):
+        torchrun.run(["pmd", "scale", "a"], 2, 1, tmp_path / "log", watch=lambda: None)
+    command = parse_args(asked[asked.index("torch.distributed.run") + 1 :])
+    assert (command.standalone, command.local_addr, command.nproc_per_node) == (True, "127.0.0.1", "2")
+    assert (command.module, command.training_script, command.training_script_args) == (True, "pmd", ["scale", "a"])
+
+
 def table(*rows):
     """What torchrun prints for failed ranks (rank, exit code, seconds, own line or None)."""
     failures = {}
@@ -262,11 +283,11 @@ PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer
     ],
 )
 def test_the_first_cause_is_found_in_torchruns_table(rows, line):
-    assert torchrun.cause(table(*rows), 1) == line
+    assert torchrun.first_failure(table(*rows), 1) == line
 
 
 def test_a_job_without_ranks_says_torchruns_last_line():
-    assert torchrun.cause("x\nRendezvousError: port in use\n\n", 1) == (
+    assert torchrun.first_failure("x\nRendezvousError: port in use\n\n", 1) == (
         "torchrun ended with exit code 1 (RendezvousError: port in use)"
     )
 
@@ -282,11 +303,12 @@ def test_the_slurm_script_starts_torchrun_on_every_node(tmp_path):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "gpu-[3-4]", "SLURM_NNODES": "2",
-             "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "77", "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+             "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_ON_NODE": "96", "SLURM_JOB_ID": "77",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
     script = ROOT / "scripts" / "train.slurm"
     subprocess.run(["bash", script, "mine"], env=slurm, check=True)
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert asked[: asked.index("torchrun")] == ["--kill-on-bad-exit=1", "--wait=60"]
+    assert asked[: asked.index("torchrun")] == ["--kill-on-bad-exit=1", "--wait=60", "--cpus-per-task=96"]
     command = parse_args(asked[asked.index("torchrun") + 1 :])
     assert (command.nnodes, command.nproc_per_node, command.max_restarts) == ("2", "4", 0)
     assert (command.rdzv_backend, command.rdzv_id, command.rdzv_endpoint) == ("c10d", "77", "gpu-3:29500")

@@ -6,11 +6,13 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from pmd import params
-from pmd.evaluators.evaluate import Evaluate, evaluate_all
+from pmd.evaluators.evaluate import Evaluate, evaluate, evaluate_all
 from pmd.files import write_json, write_jsonl
-from pmd.model.loading import save_policy
+from pmd.model import loading
+from pmd.model.loading import load_policy, save_policy
 from pmd.sampling.accuracy import accuracy
 from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise
 from pmd.sampling.torch_engine import Sampling
@@ -109,6 +111,16 @@ def test_every_checkpoint_is_evaluated_with_the_same_seeds(run):
     assert len(first) == 2 * 2 * 4
     responses = first.groupby("set")["response"].agg(tuple)
     assert responses["test"] != responses["ood"]  # each set has its own seed
+
+
+def test_the_policy_is_evaluated_in_the_type_asked_for(run, monkeypatch):
+    policies = []
+    monkeypatch.setattr(loading, "load_policy", lambda *asked: policies.append(load_policy(*asked)) or policies[-1])
+    asked = params.load()["evaluate"] | {"k": 2, "max_tokens": 4}
+    for dtype in ("float32", "bfloat16"):
+        config = params.read(Evaluate, "evaluate", asked | {"dtype": dtype})
+        evaluate(config, run / "run" / "base", {"test": PROBLEMS})
+    assert [model.dtype for model, _ in policies] == [torch.float32, torch.bfloat16]
 
 
 def test_a_checkpoint_that_is_last_and_best_is_sampled_once(run):

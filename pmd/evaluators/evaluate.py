@@ -6,6 +6,7 @@ The stage runs one process a core. Its parent does not load torch, which takes s
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from pydantic import Field
@@ -28,6 +29,7 @@ class Evaluate(Settings):
     max_tokens: int = Field(ge=1)  # the longest response
     seed: int = Field(ge=0)
     device: str  # cpu, cuda, cuda:1, …
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights and of what is computed with them
 
 
 def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
@@ -40,7 +42,7 @@ def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]
     from pmd.sampling.scoring import respond
     from pmd.sampling.torch_engine import Sampling, TorchEngine
 
-    model, tokenizer = load_policy(Path(model_dir), config.device)
+    model, tokenizer = load_policy(Path(model_dir), config.device, config.dtype)
     engine = TorchEngine(model, tokenizer.eos_token_id)
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     frames = []

@@ -43,7 +43,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     that is not finite.
     """
     out = Path(out)
-    check_device(config.device)
+    check_device(config.device, config.dtype)
     for number, trace in enumerate(traces, start=1):
         if not trace.get("response"):
             raise ValueError(f"supervised trace {number} (id {trace['id']!r}): column 'response' is missing or empty")
@@ -53,6 +53,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
         SYMBOLS, config.layers, config.width, config.heads, config.kv_heads, config.feedforward, config.seed
     )
     model.to(config.device)
+    model.compute_dtype = getattr(torch, config.dtype)
 
     @cache  # a trace is encoded when it is first drawn
     def tokens(i: int) -> tuple[list[int], list[list[int]]]:

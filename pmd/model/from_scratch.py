@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from pmd.params import Settings, require
@@ -26,6 +28,7 @@ class Base(Settings):
 
     # --- the machine ---
     device: str  # cpu, cuda, cuda:1, …
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products in a pass; weights and optimizer stay float32
     threads: int = Field(ge=1)  # CPU threads
 
     @model_validator(mode="after")

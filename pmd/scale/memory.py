@@ -172,7 +172,7 @@ def engine_memory(shape: Shape, train: Train, prompt: int, ranks: int, memory: f
         return {"engine weights": weights, "KV cache": room}
     responses = math.ceil(train.prompts / ranks) * train.group_size
     rows = min(responses, DECODED // train.group_size * train.group_size or 1)
-    weights = c * shape.total if sharded(train, ranks) or c == 2 else 0
+    weights = c * shape.total if sharded(train, ranks) else 0  # of a sharded policy it samples from a copy
     room = rows * (length * kv_bytes(shape, train) + static_decoder.SAMPLED * shape.vocabulary)
     if on_gpu(train):
         free = (1 - RESERVE) * memory - weights - sum(state(shape, ranks).values())
@@ -180,13 +180,16 @@ def engine_memory(shape: Shape, train: Train, prompt: int, ranks: int, memory: f
     return {"engine weights": weights, "KV cache": room}
 
 
-def kept(train: Train, ranks: int, engine: Parts, memory: float) -> Parts:
-    """What of the engine stays during the update: on a GPU nothing of vLLM, which sleeps; of the torch engine a small
-    cache and the weights that it samples with."""
-    if train.engine == "vllm":
-        return {} if on_gpu(train) else engine
-    small = on_gpu(train) and engine["KV cache"] <= static_decoder.KEPT * memory
-    return engine if small else {"engine weights": engine["engine weights"]} if ranks > 1 else {}
+def kept(train: Train, engine: Parts, memory: float) -> Parts:
+    """What of the engine stays during the update.
+
+    On a GPU vLLM sleeps, and the torch engine drops its cache and its copy of the weights unless the cache is small. On
+    a CPU vLLM keeps everything and the torch engine its copy of sharded weights.
+    """
+    if on_gpu(train):
+        small = train.engine == "torch" and engine["KV cache"] <= static_decoder.KEPT * memory
+        return engine if small else {}
+    return engine if train.engine == "vllm" else {"engine weights": engine["engine weights"]}
 
 
 def phases(shape: Shape, train: Train, prompt: int, ranks: int, memory: float) -> dict[str, Parts]:
@@ -201,9 +204,9 @@ def phases(shape: Shape, train: Train, prompt: int, ranks: int, memory: float) -
     moments = [a_pass(size, backward, activations(shape, train, ranks, size, backward)) for backward in (False, True)]
     worst = max(moments, key=lambda parts: sum(parts.values()))
     engine = engine_memory(shape, train, prompt, ranks, memory)
-    found = {"update": own | worst | kept(train, ranks, engine, memory), "rollout": own | engine}
+    found = {"update": own | worst | kept(train, engine, memory), "rollout": own | engine}
     if train.engine == "vllm":
         size = proof_pass(train, prompt)  # without a graph: one layer at a time
         layer = layer_activations(shape, train, ranks, size) + around_layers(shape, train, ranks, size)
-        found["proof"] = own | a_pass(size, False, layer) | kept(train, ranks, engine, memory)
+        found["proof"] = own | a_pass(size, False, layer) | kept(train, engine, memory)
     return found

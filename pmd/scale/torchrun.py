@@ -1,8 +1,8 @@
-"""One job of several ranks on this machine: start torchrun, follow it, say in one line which rank failed and why.
+"""One job of several ranks on this machine: start torchrun, follow it, say in one line which rank failed first and why.
 
-torchrun ends the whole job when one rank ends badly, also where the others wait for it in a collective. A rank that
-catches its own error says it with `fail`, in the file that torchrun keeps for that; the table that torchrun prints
-holds these lines, the exit codes and the signals, and `cause` finds the first of them.
+torchrun ends the whole job when one rank ends badly, even if the others wait for it in a collective. A rank that
+catches its own error writes one line with `fail`, in the file that torchrun keeps for that. The table that torchrun
+prints at the end holds these lines, the exit codes and the signals, and `first_failure` reads it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TABLE = re.compile(
 )
 LOST_PEER = re.compile(r"gloo|nccl|Connection (closed|reset)|Dist(Backend|Network|Store)Error|TCPStore", re.I)
 TOGETHER = 10
-"""Seconds within which ranks fail together; torchrun kills one that does not end after 30 more seconds."""
+"""Failures within so many seconds count as one event; torchrun kills a rank that does not end 30 seconds later."""
 
 
 class Failure(NamedTuple):
@@ -49,10 +49,10 @@ class Failure(NamedTuple):
 
 
 def run(arguments: list[str], ranks: int, threads: int, log: Path, watch: Callable[[], None]) -> str | None:
-    """Run `python -m ARGUMENTS` as so many ranks from the repository's root; None, or what went wrong in one line.
+    """Run `python -m ARGUMENTS` as so many ranks from the repository's root; None, or in one line what went wrong.
 
-    threads: of each rank; log: where all their output goes; watch: called every half second meanwhile. No process
-    survives this call, nor the process that makes it.
+    threads: CPU threads of each rank; log: the file that takes all their output; watch: called every half second. When
+    this call ends, or the process that makes it, no process of the job is left.
     """
     # without --local-addr the ranks look for each other at the host's name, which not every machine can resolve
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nnodes=1"]
@@ -74,11 +74,13 @@ def run(arguments: list[str], ranks: int, threads: int, log: Path, watch: Callab
             watch()
     finally:
         _end(process)
-    return cause(log.read_text(encoding="utf-8", errors="replace"), process.returncode) if process.returncode else None
+    if process.returncode == 0:
+        return None
+    return first_failure(log.read_text(encoding="utf-8", errors="replace"), process.returncode)
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a job that may be under way: its ranks see their standard input close, torchrun gets a signal."""
+    """End a job that may still run: its ranks see their standard input close, and torchrun gets a signal."""
     process.stdin.close()
     if process.poll() is None:
         process.terminate()
@@ -90,9 +92,10 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def tether() -> None:
-    """End this process when standard input ends, if the launcher holds the other end: it is gone, or wants it so.
+    """End this process when its standard input ends, if the launcher holds the other end: the launcher is gone, or it
+    has closed that end on purpose.
 
-    torchrun gives each rank a session of its own, which outlives the terminal, the notebook and torchrun itself.
+    Without this a rank would outlive the terminal, the notebook and torchrun, which gives each rank its own session.
     """
 
     def watch() -> None:
@@ -128,8 +131,9 @@ def failures(log: str) -> list[Failure]:
     return sorted(rows, key=lambda row: row.rank)
 
 
-def cause(log: str, exitcode: int) -> str:
-    """Which rank failed first, and its own line or its signal; exitcode: torchrun's, for a job that had no rank yet."""
+def first_failure(log: str, exitcode: int) -> str:
+    """Which rank failed first, with its own line or its signal, by torchrun's output; without any rank's failure there,
+    torchrun's own exit code and last line."""
     rows = failures(log)
     if not rows:
         last = next((line for line in reversed(log.splitlines()) if line.strip()), "it wrote nothing")
@@ -139,7 +143,7 @@ def cause(log: str, exitcode: int) -> str:
 
 
 def _order(row: Failure) -> int:
-    """Causes before effects: a lost rank makes the others' collectives fail, then torchrun terminates the rest."""
+    """Causes before effects: a rank that is lost makes collectives fail on others, and torchrun terminates the rest."""
     if row.exitcode == -signal.SIGTERM:
         return 4
     if row.line is not None:
