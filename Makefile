@@ -19,7 +19,7 @@ export GOMP_SPINCOUNT ?= 1000
 export JUPYTER_PREFER_ENV_PATH := 1
 SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
-.PHONY: setup repro test test-vllm nbval smoke tune lock benchmark clean
+.PHONY: setup repro test test-vllm nbval smoke tune lock gpu benchmark clean
 
 setup: .venv/installed
 
@@ -83,6 +83,10 @@ lock:
 	  | sed -E 's/\+[a-z0-9]+$$//; /^(nvidia-|cuda-|triton==|appnope==|pywin)/d' >> "$$scratch/lock"; \
 	mv "$$scratch/lock" requirements.lock; \
 	git --no-pager diff --stat requirements.lock
+
+# The GPU path checked and measured, in less than eight minutes on one GPU: runs/gpu/table.md.
+gpu: setup
+	.venv/bin/python benchmarks/gpu.py
 
 # Speed beside TRL's GRPOTrainer, which is installed in an environment of its own.
 benchmark: setup

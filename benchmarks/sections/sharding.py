@@ -1,0 +1,148 @@
+"""FSDP2 on one rank: the same update as without it, a checkpoint saved and read, and memory against the plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from pmd.model import checkpoint
+from pmd.model.distributed import ReplicaEngine, shard
+from pmd.model.forward import checkpoint_activations
+from pmd.sampling.torch_engine import Sampling
+from pmd.scale import plan
+from pmd.trainer.update import learn
+from sections.common import (
+    EOS,
+    SMALL,
+    TINY,
+    Context,
+    PhaseClock,
+    Row,
+    bound,
+    build,
+    change,
+    equal,
+    error,
+    fact,
+    free,
+    fresh,
+    goal,
+    held,
+    one_rank,
+    opinionated,
+    peak,
+    qwen,
+    random_rollouts,
+    seconds,
+    train_config,
+    whole,
+)
+
+HALF_BILLION = qwen(151_936, 896, 24, 14, 2, 4_864)
+"""Qwen2.5-0.5B, but for the longest context."""
+
+ENGINE = ("engine weights", "KV cache")
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """Correctness at a small size in fp32, then memory at half a billion parameters."""
+    with one_rank(context):
+        yield same_update(context)
+        fresh(context.device)
+        yield from memory(context)
+
+
+def same_update(context: Context) -> Row:
+    """One step of gradient descent, sharded and not, in fp32."""
+    start = opinionated(build(TINY if context.quick else SMALL, context.device, torch.float32))
+    rollouts = random_rollouts(start.config.vocab_size, 2, 4, 8, (10, 20), seed=2)
+    settings = {"prompts": 2, "group_size": 4, "minibatches": 1, "probe": 1, "max_tokens": 20, "warmup": 0, "lr": 0.3}
+    config = train_config("pmd-mean", **settings, device=context.device)
+    before, found = whole(start), []
+    for sharded in (False, True):
+        model = copy.deepcopy(start)
+        model.compute_dtype = torch.float32
+        if sharded:
+            shard(model, context.device)
+        learn(config, 1, model, torch.optim.SGD(model.parameters(), 0.3), rollouts, PhaseClock(context.device))
+        found.append(change(before, whole(model)))
+    return bound("one sharded update, fp32: change of the weights", error(found[1], found[0]), 1e-5)
+
+
+def memory(context: Context) -> Iterator[Row]:
+    """Bytes held at the worst moment of every phase, beside what the plan says of it."""
+    architecture = TINY if context.quick else HALF_BILLION
+    groups, n, prompt, length = (2, 4, 8, 16) if context.quick else (4, 8, 256, 1024)
+    rollouts = random_rollouts(architecture.vocab_size, groups, n, prompt, (length, length), seed=3)
+    config = train_config(
+        "pmd-mean",
+        prompts=groups,
+        group_size=n,
+        minibatches=2,
+        probe=1,
+        max_tokens=length,
+        eval_max_tokens=length,
+        device=context.device,
+        dtype=str(context.compute).removeprefix("torch."),
+        microbatch_tokens=8 * length,
+        checkpoint_activations=True,
+    )
+    model = build(architecture, context.device, torch.float32, context.compute)
+    checkpoint_activations(model)
+    shard(model, context.device)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
+    learn(config, 1, model, optimizer, rollouts, PhaseClock(context.device))  # makes the moments, and compiles
+    free(context.device)
+    own = plan.shape(architecture)
+    total = torch.cuda.get_device_properties(context.device).total_memory if context.cuda else 16 * 2**30
+    planned = plan.phases(own, config, prompt, 1, total)
+    state = sum(plan.state(own, 1).values())
+    yield from against(context, "weights, gradients and moments", held(context.device), state)
+    spent, _ = seconds(context.device, lambda: learn(config, 2, model, optimizer, rollouts, PhaseClock(context.device)))
+    update = sum(size for name, size in planned["update"].items() if name not in ENGINE)
+    yield from against(context, "update", peak(context.device), update)
+    yield fact("an update of 32 responses, log π and measurements with it", spent, "s")
+    free(context.device)
+    engine = ReplicaEngine(model, EOS)
+    engine.sample(rollouts.prompts, n, Sampling(length), 1)
+    yield from against(context, "rollout", peak(context.device), sum(planned["rollout"].values()))
+    del engine
+    optimizer.zero_grad(set_to_none=True)
+    yield from saved(context, model, optimizer, state)
+
+
+def saved(context: Context, model, optimizer, state: float) -> Iterator[Row]:
+    """A checkpoint written and read: seconds, what it takes on the device meanwhile, and that it holds the bits."""
+    before = whole(model)
+    free(context.device)
+    base = held(context.device)
+    spent, path = seconds(context.device, lambda: checkpoint.save(context.scratch / "saved", 1, model, optimizer, {}))
+    size = sum(file.stat().st_size for file in path.iterdir())
+    yield fact("checkpoint: size", size / 2**30, "GiB")
+    yield fact("checkpoint: saving", spent, "s")
+    if context.cuda:
+        yield goal(
+            "checkpoint: saving, memory beyond the state, of it", (peak(context.device) - base) / state, most=0.1
+        )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    free(context.device)
+    spent, _ = seconds(context.device, lambda: checkpoint.load(path, model, optimizer))
+    yield fact("checkpoint: reading", spent, "s")
+    if context.cuda:
+        yield goal(
+            "checkpoint: reading, memory beyond the state, of it", (peak(context.device) - base) / state, most=0.2
+        )
+    after = whole(model)
+    yield equal("checkpoint: the weights read", all(torch.equal(before[k], after[k]) for k in before))
+
+
+def against(context: Context, phase: str, found: float, planned: float) -> Iterator[Row]:
+    """A measured size and how far it is from the planned one; on a CPU nobody counts a tensor's bytes."""
+    yield fact(f"{phase}: planned", planned / 2**30, "GiB")
+    if context.cuda:
+        yield fact(f"{phase}: measured", found / 2**30, "GiB")
+        yield goal(f"{phase}: distance from the plan", 100 * abs(found / planned - 1), most=10, unit="%")

@@ -1,0 +1,216 @@
+"""Speed at the sizes of Qwen2.5-1.5B and 7B, random weights: the update's utilisation and decoding over its bound.
+
+What is counted is said in sections/work.py. At 1.5B the trainer's own `learn` runs on 64 responses of 512 to 1,536
+tokens in passes of at most 17,408. At 7B weights, gradients and moments take 113 GiB and do not fit an 80 GB card:
+there one pass forward and backward is measured, in bf16 and without an optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pmd.files import write_text
+from pmd.model.distributed import shard
+from pmd.model.forward import checkpoint_activations, compile_layers, log_probs
+from pmd.model.packing import pack
+from pmd.sampling.static_decoder import budget
+from pmd.sampling.torch_engine import Sampling, TorchEngine
+from pmd.scale.plan import architecture
+from pmd.trainer.passes import Rollouts
+from pmd.trainer.update import learn
+from sections.common import (
+    EOS,
+    TINY,
+    Context,
+    PhaseClock,
+    Row,
+    build,
+    fact,
+    free,
+    fresh,
+    goal,
+    one_rank,
+    peak,
+    random_rollouts,
+    seconds,
+    skipped,
+    train_config,
+)
+from sections.work import packed_tokens, sampling_bytes, training_flops
+
+TOP = 20
+"""Kernels that a profile lists."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run the update. seconds: what it is expected to take, compilation included."""
+
+    name: str
+    sharded: bool
+    recompute: bool
+    compile: bool
+    budget: int
+    seconds: float
+    profiled: bool = False
+
+
+VARIANTS = (
+    Variant("FSDP2, recomputed", True, True, False, 17_408, 25),
+    Variant("FSDP2, recomputed, compiled", True, True, True, 17_408, 45, profiled=True),
+    Variant("FSDP2, compiled, passes of 6k tokens, nothing recomputed", True, False, True, 6_144, 25),
+    Variant("autocast, recomputed", False, True, False, 17_408, 20),
+)
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """1.5B: updates, rollouts; then 7B."""
+    best = 0.0
+    with one_rank(context):
+        for variant in VARIANTS:
+            if context.left < variant.seconds:
+                why = f"{context.left:.0f} s left, {variant.seconds:.0f} needed"
+                yield skipped(f"{name(context, '1.5B')}, {variant.name}", why)
+                continue
+            try:
+                for row in update(context, variant):
+                    best = max(best, row.value if row.name.endswith("MFU") else 0.0)
+                    yield row
+            except torch.OutOfMemoryError as caught:
+                yield skipped(f"{name(context, '1.5B')}, {variant.name}", str(caught).splitlines()[0][:150])
+            fresh(context.device)
+    yield goal(f"{name(context, '1.5B')}: the best MFU of an update", best, least=0.5)
+    yield from decoding(context, "1.5B", 25)
+    free(context.device)
+    if context.left < 45:
+        yield skipped("7B", f"{context.left:.0f} s left, 45 needed")
+        return
+    yield from one_pass(context)
+    fresh(context.device)
+    yield from decoding(context, "7B", 20)
+
+
+def name(context: Context, shape: str) -> str:
+    """What rows call a shape."""
+    return f"smallest, for {shape}" if context.quick else shape
+
+
+def size(context: Context, shape: str) -> PreTrainedConfig:
+    """An architecture in presets/models; the smallest if quick."""
+    return TINY if context.quick else architecture(f"Qwen2.5-{shape}")
+
+
+def batch(context: Context, vocabulary: int, groups: int, seed: int) -> Rollouts:
+    """Rollouts of the lengths that the top of the file states."""
+    prompt, lengths = (8, (8, 24)) if context.quick else (256, (512, 1536))
+    return random_rollouts(vocabulary, groups, 4 if context.quick else 8, prompt, lengths, seed)
+
+
+def update(context: Context, variant: Variant) -> Iterator[Row]:
+    """Tokens a second, MFU, seconds by phase and peak memory of two updates, after one to warm up; then a profile."""
+    groups = 2 if context.quick else 8
+    model = build(size(context, "1.5B"), context.device, torch.float32, context.compute)
+    rollouts = batch(context, model.config.vocab_size, groups, seed=1)
+    config = train_config(
+        "pmd-mean",
+        prompts=groups,
+        group_size=len(rollouts.responses[0]),
+        minibatches=2,
+        probe=1,
+        max_tokens=1536,
+        warmup=0,
+        lr=1e-6,
+        device=context.device,
+        dtype=str(context.compute).removeprefix("torch."),
+        microbatch_tokens=40 if context.quick else variant.budget,
+    )
+    if variant.recompute:
+        checkpoint_activations(model)
+    if variant.compile and context.cuda:
+        compile_layers(model)
+    if variant.sharded:
+        shard(model, context.device)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, fused=True)
+
+    def step(number: int, what: Rollouts = rollouts) -> dict[str, float]:
+        clock = PhaseClock(context.device)
+        learn(config, number, model, optimizer, what, clock)
+        return clock.seconds
+
+    cold, _ = seconds(context.device, lambda: step(1))
+    free(context.device)
+    spent = min((step(number) for number in (2, 3)), key=lambda found: found["update"])
+    tokens = packed_tokens(rollouts.prompts, rollouts.responses)
+    flops = training_flops(model, rollouts.prompts, rollouts.responses)
+    title = f"{name(context, '1.5B')}, {variant.name}"
+    yield fact(f"{title}: update", tokens / spent["update"], "tokens/s")
+    yield fact(f"{title}: MFU", flops / spent["update"] / context.flops)
+    yield fact(f"{title}: log π, update and measurements", tokens / sum(spent.values()), "tokens/s")
+    yield fact(f"{title}: peak memory", peak(context.device) / 2**30, "GiB")
+    yield fact(f"{title}: the first update, compilation included", cold, "s")
+    if variant.profiled:
+        few = batch(context, model.config.vocab_size, 2, seed=2)
+        write_text(context.out / "profile.md", profiled(context, lambda: step(4, few)))
+
+
+def profiled(context: Context, work) -> str:
+    """The kernels that take the most time, as a Markdown table."""
+    with profile(activities=[ProfilerActivity.CUDA if context.cuda else ProfilerActivity.CPU]) as seen:
+        work()
+    key = "self_device_time_total" if context.cuda else "self_cpu_time_total"
+    events = sorted(seen.key_averages(), key=lambda event: -getattr(event, key))
+    total = sum(getattr(event, key) for event in events) or 1
+    lines = [
+        f"| {event.key[:110].replace('|', '/')} | {event.count} | {getattr(event, key) / 1000:.2f} | "
+        f"{getattr(event, key) / total:.1%} |"
+        for event in events[:TOP]
+    ]
+    return "\n".join(["| kernel | calls | ms | of all |", "| --- | --- | --- | --- |", *lines]) + "\n"
+
+
+def decoding(context: Context, shape: str, needed: float) -> Iterator[Row]:
+    """Tokens a second of the second of two calls, as a multiple of the bound; the first call records the graphs."""
+    title = name(context, shape)
+    if context.left < needed:
+        yield skipped(f"{title}: rollout", f"{context.left:.0f} s left, {needed:.0f} needed")
+        return
+    model: PreTrainedModel = build(size(context, shape), context.device, context.compute)
+    rows_, prompt, tokens = (4, 8, 12) if context.quick else (128, 256, 512)
+    engine = TorchEngine(model, EOS, kv_bytes=budget(model.device) if context.cuda else None)
+    prompts = random_rollouts(model.config.vocab_size, 1, 2, prompt, (1, 1), seed=4).prompts
+    calls = [
+        seconds(context.device, lambda s=seed: engine.sample(prompts, rows_, Sampling(tokens), s)) for seed in (1, 2)
+    ]
+    spent, made = calls[1]
+    lengths = [len(response) for response in made[0]]
+    least = sampling_bytes(model, prompt, lengths, context.compute.itemsize) / context.bandwidth
+    yield fact(f"{title}: rollout of {rows_} responses", sum(lengths) / spent, "tokens/s")
+    yield goal(f"{title}: rollout, time over its bound", spent / least, most=2)
+    yield fact(f"{title}: rollout, the first call", calls[0][0], "s")
+    yield fact(f"{title}: rollout, peak memory", peak(context.device) / 2**30, "GiB")
+
+
+def one_pass(context: Context) -> Iterator[Row]:
+    """7B: one pass of 16k tokens forward and backward, layers recomputed; no optimizer."""
+    title = name(context, "7B")
+    model = build(size(context, "7B"), context.device, context.compute)
+    checkpoint_activations(model)
+    rollouts = batch(context, model.config.vocab_size, 2, seed=1)
+    packed = pack(rollouts.prompts, rollouts.responses, context.device)
+
+    def once() -> None:
+        model.zero_grad(set_to_none=True)
+        log_probs(model, packed)[0].mean().backward()
+
+    once()
+    spent = min(seconds(context.device, once)[0] for _ in range(2))
+    tokens = packed_tokens(rollouts.prompts, rollouts.responses)
+    flops = training_flops(model, rollouts.prompts, rollouts.responses)
+    yield fact(f"{title}, forward and backward alone", tokens / spent, "tokens/s")
+    yield goal(f"{title}, forward and backward alone: MFU", flops / spent / context.flops, least=0.5)
+    yield fact(f"{title}, forward and backward alone: peak memory", peak(context.device) / 2**30, "GiB")
