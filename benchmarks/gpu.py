@@ -117,8 +117,10 @@ def spoken(line: dict) -> str:
 
 
 def shown(value: float | str | bool) -> str:
-    """A value with four digits."""
-    return str(value) if isinstance(value, bool | str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    """A value with four digits, and all of those before the point."""
+    if isinstance(value, bool | str):
+        return {True: "yes", False: "no"}.get(value, str(value))
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 # --- the table -----------------------------------------------------------------------------------------------------

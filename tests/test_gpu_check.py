@@ -92,6 +92,7 @@ def test_verdicts_say_what_holds_and_by_how_much_a_goal_is_missed():
     assert common.goal("x", 3.0, most=2).verdict == "missed by 50%"
     assert common.goal("x", 2.0, most=2).verdict == common.goal("x", 0.5, least=0.5).verdict == "met"
     assert common.goal("x", float("nan"), most=2).verdict == "missed by nan%"
+    assert [gpu.shown(x) for x in (True, 1234567, 98765.4, 0.012345)] == ["yes", "1,234,567", "98,765", "0.01235"]
     assert common.error(torch.full((2,), float("nan")), torch.ones(2)) != 0.0
 
 

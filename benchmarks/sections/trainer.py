@@ -42,7 +42,7 @@ UPDATE = {"prompts": 4, "group_size": 4, "minibatches": 2, "probe": 1, "warmup":
 def rows(context: Context) -> Iterator[Row]:
     """fp32 without TF32 first, then bf16."""
     config = TINY if context.quick else SMALL
-    longest = 24 if context.quick else 300
+    longest = 24 if context.quick else 200
     rollouts = random_rollouts(config.vocab_size, 4, 4, longest // 4, (longest // 3, longest), seed=5)
     start = opinionated(build(config, "cpu", torch.float32))
     exact = logs(start, rollouts, "cpu")
