@@ -193,7 +193,10 @@ def fresh(device: str) -> None:
 
 @contextmanager
 def one_rank(context: Context) -> Iterator[None]:
-    """A torchrun job of one rank: what FSDP2 needs."""
+    """A torchrun job of one rank, unless there is one: what FSDP2 needs."""
+    if dist.is_initialized():
+        yield
+        return
     store = context.scratch / f"store-{time.monotonic_ns()}"
     backend = "cpu:gloo,cuda:nccl" if context.cuda else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
@@ -246,10 +249,10 @@ def opinionated(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def train_config(method: str, **changes) -> Train:
+def train_config(method: str, seed: int, **changes) -> Train:
     """A run of `method` with the committed settings but for `changes`."""
     values = params.load()
-    return params.train(values["train"], values["methods"], method, 1, **changes)
+    return params.train(values["train"], values["methods"], method, seed, **changes)
 
 
 def random_rollouts(vocabulary: int, groups: int, n: int, prompt: int, lengths: tuple[int, int], seed: int) -> Rollouts:

@@ -7,7 +7,6 @@ middle, between two checkpoints, and goes on: both must end with the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from pmd import params
 from pmd.experiments.base_model import train_base
@@ -89,12 +88,12 @@ def accuracy(out, step: int) -> float:
 
 def base_config(context: Context) -> params.Base:
     """The committed base model's settings, larger and shorter; smallest if quick."""
-    committed = params.base(params.load()["base"])
+    changes = {"layers": 4, "width": 256, "heads": 4, "kv_heads": 2, "feedforward": 768}
+    changes |= {"steps": 1500, "warmup": 50, "lr": 1.5e-3}
     if context.quick:
-        size = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 64}
-        return replace(committed, **size, steps=6, warmup=2, batch=16, device=context.device, threads=1)
-    size = {"layers": 4, "width": 256, "heads": 4, "kv_heads": 2, "feedforward": 768}
-    return replace(committed, **size, steps=1500, warmup=50, lr=1.5e-3, device=context.device)
+        changes = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 64}
+        changes |= {"steps": 6, "warmup": 2, "batch": 16, "threads": 1}
+    return params.base(params.load()["base"] | changes | {"device": context.device})
 
 
 def run_config(context: Context, steps: int):
@@ -102,5 +101,5 @@ def run_config(context: Context, steps: int):
     changes = {"steps": steps, "eval_every": steps, "checkpoint_every": steps // 4, "device": context.device}
     if context.quick:
         small = {"prompts": 4, "minibatches": 2, "group_size": 4, "max_tokens": 12, "eval_max_tokens": 12, "eval_k": 2}
-        return train_config("pmd-mean", **changes, **small, probe=1, dtype="bfloat16")
-    return train_config("pmd-mean", **changes, prompts=64, dtype="bfloat16", eval_k=8, eval_max_tokens=48)
+        return train_config("pmd-mean", 1, **changes, **small, probe=1, dtype="bfloat16")
+    return train_config("pmd-mean", 1, **changes, prompts=64, dtype="bfloat16", eval_k=8, eval_max_tokens=48)

@@ -11,7 +11,7 @@ from pmd.model import checkpoint
 from pmd.model.distributed import ReplicaEngine, shard
 from pmd.model.forward import checkpoint_activations
 from pmd.sampling.torch_engine import Sampling
-from pmd.scale import plan
+from pmd.scale.plan import phases, shape, state
 from pmd.trainer.update import learn
 from sections.common import (
     EOS,
@@ -59,7 +59,7 @@ def same_update(context: Context) -> Row:
     start = opinionated(build(TINY if context.quick else SMALL, context.device, torch.float32))
     rollouts = random_rollouts(start.config.vocab_size, 2, 4, 8, (10, 20), seed=2)
     settings = {"prompts": 2, "group_size": 4, "minibatches": 1, "probe": 1, "max_tokens": 20, "warmup": 0, "lr": 0.3}
-    config = train_config("pmd-mean", **settings, device=context.device)
+    config = train_config("pmd-mean", 1, **settings, device=context.device)
     before, found = whole(start), []
     for sharded in (False, True):
         model = copy.deepcopy(start)
@@ -78,6 +78,7 @@ def memory(context: Context) -> Iterator[Row]:
     rollouts = random_rollouts(architecture.vocab_size, groups, n, prompt, (length, length), seed=3)
     config = train_config(
         "pmd-mean",
+        1,
         prompts=groups,
         group_size=n,
         minibatches=2,
@@ -95,11 +96,11 @@ def memory(context: Context) -> Iterator[Row]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
     learn(config, 1, model, optimizer, rollouts, PhaseClock(context.device))  # makes the moments, and compiles
     free(context.device)
-    own = plan.shape(architecture)
+    own = shape(architecture)
     total = torch.cuda.get_device_properties(context.device).total_memory if context.cuda else 16 * 2**30
-    planned = plan.phases(own, config, prompt, 1, total)
-    state = sum(plan.state(own, 1).values())
-    yield from against(context, "weights, gradients and moments", held(context.device), state)
+    planned = phases(own, config, prompt, 1, total)
+    kept = sum(state(own, 1).values())
+    yield from against(context, "weights, gradients and moments", held(context.device), kept)
     spent, _ = seconds(context.device, lambda: learn(config, 2, model, optimizer, rollouts, PhaseClock(context.device)))
     update = sum(size for name, size in planned["update"].items() if name not in ENGINE)
     yield from against(context, "update", peak(context.device), update)
@@ -110,10 +111,10 @@ def memory(context: Context) -> Iterator[Row]:
     yield from against(context, "rollout", peak(context.device), sum(planned["rollout"].values()))
     del engine
     optimizer.zero_grad(set_to_none=True)
-    yield from saved(context, model, optimizer, state)
+    yield from saved(context, model, optimizer, kept)
 
 
-def saved(context: Context, model, optimizer, state: float) -> Iterator[Row]:
+def saved(context: Context, model, optimizer, kept: float) -> Iterator[Row]:
     """A checkpoint written and read: seconds, what it takes on the device meanwhile, and that it holds the bits."""
     before = whole(model)
     free(context.device)
@@ -123,9 +124,7 @@ def saved(context: Context, model, optimizer, state: float) -> Iterator[Row]:
     yield fact("checkpoint: size", size / 2**30, "GiB")
     yield fact("checkpoint: saving", spent, "s")
     if context.cuda:
-        yield goal(
-            "checkpoint: saving, memory beyond the state, of it", (peak(context.device) - base) / state, most=0.1
-        )
+        yield goal("checkpoint: saving, memory beyond the state, of it", (peak(context.device) - base) / kept, most=0.1)
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
@@ -134,7 +133,7 @@ def saved(context: Context, model, optimizer, state: float) -> Iterator[Row]:
     yield fact("checkpoint: reading", spent, "s")
     if context.cuda:
         yield goal(
-            "checkpoint: reading, memory beyond the state, of it", (peak(context.device) - base) / state, most=0.2
+            "checkpoint: reading, memory beyond the state, of it", (peak(context.device) - base) / kept, most=0.2
         )
     after = whole(model)
     yield equal("checkpoint: the weights read", all(torch.equal(before[k], after[k]) for k in before))

@@ -118,6 +118,7 @@ def update(context: Context, variant: Variant) -> Iterator[Row]:
     rollouts = batch(context, model.config.vocab_size, groups, seed=1)
     config = train_config(
         "pmd-mean",
+        1,
         prompts=groups,
         group_size=len(rollouts.responses[0]),
         minibatches=2,

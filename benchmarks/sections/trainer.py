@@ -104,7 +104,7 @@ def updated(
     model = placed(start, device, dtype)
     lr = UPDATE["lr"] if optimizer == "sgd" else 1e-4
     config = train_config(
-        method, **UPDATE | {"lr": lr, "max_tokens": longest, "device": device, "microbatch_tokens": budget}
+        method, 1, **UPDATE | {"lr": lr, "max_tokens": longest, "device": device, "microbatch_tokens": budget}
     )
     make = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
     learn(config, 1, model, make(model.parameters(), lr), rollouts, PhaseClock(device))
