@@ -59,7 +59,7 @@ def rows(context: Context) -> Iterator[Row]:
     fresh(context.device)
     difference = (logs(placed(start, context.device, torch.bfloat16), rollouts, context.device) - exact).abs()
     yield bound("log-probabilities, bf16: largest difference", difference.max().item(), 0.15, "nats")
-    yield bound("log-probabilities, bf16: mean difference", difference.mean().item(), 0.02, "nats")
+    yield bound("log-probabilities, bf16: mean difference", difference.mean().item(), 0.03, "nats")
     yield bound(
         "one update of pmd-mean, bf16: change of the weights",
         compared(context, start, rollouts, "pmd-mean", torch.bfloat16, "sgd"),
