@@ -52,7 +52,6 @@ class Variant:
     """A way to run the update. seconds: what it is expected to take, compilation included."""
 
     name: str
-    sharded: bool
     recompute: bool
     compile: bool
     budget: int
@@ -61,10 +60,9 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("FSDP2, recomputed", True, True, False, 17_408, 25),
-    Variant("FSDP2, recomputed, compiled", True, True, True, 17_408, 45, profiled=True),
-    Variant("FSDP2, compiled, passes of 9k tokens, nothing recomputed", True, False, True, 8_704, 25),
-    Variant("autocast, recomputed", False, True, False, 17_408, 20),
+    Variant("recomputed", True, False, 17_408, 25),
+    Variant("recomputed, compiled", True, True, 17_408, 45, profiled=True),
+    Variant("nothing recomputed, compiled, passes of 9k tokens", False, True, 8_704, 25),
 )
 
 
@@ -134,8 +132,7 @@ def update(context: Context, variant: Variant) -> Iterator[Row]:
         checkpoint_activations(model)
     if variant.compile and context.cuda:
         compile_layers(model)
-    if variant.sharded:
-        shard(model, context.device)
+    shard(model, context.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, fused=True)
 
     def step(number: int, what: Rollouts = rollouts) -> dict[str, float]:
