@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
-from pmd import params
 from pmd.model.attention import PACKED
-from pmd.params import Train
 from pmd.trainer.passes import Rollouts
 
 EOS = 1
@@ -246,12 +244,6 @@ def opinionated(model: PreTrainedModel) -> PreTrainedModel:
     """The model with logits of about one unit: as it is initialised, every token is nearly as likely as any other."""
     model.get_input_embeddings().weight.mul_(2.5)
     return model
-
-
-def train_config(method: str, seed: int, **changes) -> Train:
-    """A run of `method` with the committed settings but for `changes`."""
-    values = params.load()
-    return params.train(values["train"], values["methods"], method, seed, **changes)
 
 
 def random_rollouts(vocabulary: int, groups: int, n: int, prompt: int, lengths: tuple[int, int], seed: int) -> Rollouts:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
+from pmd.harness.config import train_config
 from pmd.model import checkpoint
 from pmd.model.distributed import ReplicaEngine, shard
 from pmd.model.forward import checkpoint_activations
 from pmd.sampling.torch_engine import Sampling
-from pmd.scale.plan import phases, shape, state
+from pmd.scale.memory import phases, state
+from pmd.scale.shape import shape
 from pmd.trainer.update import learn
 from sections.common import (
     EOS,
@@ -29,7 +31,6 @@ from sections.common import (
     qwen,
     random_rollouts,
     seconds,
-    train_config,
     whole,
 )
 

@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pmd.files import write_text
+from pmd.harness.config import train_config
 from pmd.model.distributed import shard
 from pmd.model.forward import checkpoint_activations, compile_layers, log_probs
 from pmd.model.packing import pack
 from pmd.sampling.static_decoder import budget
 from pmd.sampling.torch_engine import Sampling, TorchEngine
-from pmd.scale.plan import architecture
+from pmd.scale.shape import architecture
 from pmd.trainer.passes import Rollouts
 from pmd.trainer.update import learn
 from sections.common import (
@@ -39,7 +40,6 @@ from sections.common import (
     random_rollouts,
     seconds,
     skipped,
-    train_config,
 )
 from sections.work import packed_tokens, sampling_bytes, training_flops
 

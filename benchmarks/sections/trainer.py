@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pmd.harness.config import Train, train_config
 from pmd.model.distributed import shard
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
-from pmd.params import Train
 from pmd.trainer.objectives import OBJECTIVES
 from pmd.trainer.passes import Rollouts
 from pmd.trainer.update import learn
@@ -35,7 +35,6 @@ from sections.common import (
     one_rank,
     opinionated,
     random_rollouts,
-    train_config,
     whole,
 )
 
