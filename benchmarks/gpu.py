@@ -212,11 +212,10 @@ def run(options: argparse.Namespace, deadline: float) -> int:
     """Run the sections asked for; returns the exit status."""
     from sections.common import Context
 
-    from pmd.model.loading import check_device
+    from pmd.model.device import check_device
 
     options.device = "cuda:0" if options.device == "cuda" else options.device
-    check_device(options.device)
-    check_bf16(options.device)
+    check_device(options.device, "bfloat16")
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "results.jsonl"
     if not options.go_on:
@@ -239,15 +238,6 @@ def run(options: argparse.Namespace, deadline: float) -> int:
     found = failures(lines)
     print("\n".join(["FAILS:", *found] if found else ["every bound holds"]), flush=True)
     return 1 if found else 0
-
-
-def check_bf16(device: str) -> None:
-    """ValueError if a GPU is too old for bf16."""
-    import torch
-
-    if device.startswith("cuda") and torch.cuda.get_device_capability(device) < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        raise ValueError(f"device: got {device!r}, a {name}, must be a GPU that computes in bf16 (Ampere or newer)")
 
 
 def elsewhere(options: argparse.Namespace, names: list[str], left: float) -> int:

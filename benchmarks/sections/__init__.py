@@ -4,10 +4,10 @@ its results one by one, so that what was measured before a failure is kept."""
 SECTIONS = {
     "ceilings": 15,
     "attention": 80,
-    "trainer": 70,
+    "trainer": 60,
     "decoder": 45,
     "end_to_end": 85,
-    "sharding": 45,
+    "sharding": 40,
     "sizes": 120,
 }
 """Seconds that each section is expected to take on an H100, compilation included: estimates, not measurements. A

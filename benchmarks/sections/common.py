@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
-from pmd import params
 from pmd.model.attention import PACKED
-from pmd.params import Train
 from pmd.trainer.passes import Rollouts
 
 EOS = 1
@@ -197,9 +195,8 @@ def one_rank(context: Context) -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    store = context.scratch / f"store-{time.monotonic_ns()}"
     backend = "cpu:gloo,cuda:nccl" if context.cuda else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
@@ -247,12 +244,6 @@ def opinionated(model: PreTrainedModel) -> PreTrainedModel:
     """The model with logits of about one unit: as it is initialised, every token is nearly as likely as any other."""
     model.get_input_embeddings().weight.mul_(2.5)
     return model
-
-
-def train_config(method: str, seed: int, **changes) -> Train:
-    """A run of `method` with the committed settings but for `changes`."""
-    values = params.load()
-    return params.train(values["train"], values["methods"], method, seed, **changes)
 
 
 def random_rollouts(vocabulary: int, groups: int, n: int, prompt: int, lengths: tuple[int, int], seed: int) -> Rollouts:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pmd import params
 from pmd.experiments.base_model import train_base
 from pmd.files import read_jsonl
+from pmd.harness.config import train_config
+from pmd.model.from_scratch import Base
+from pmd.params import load, read
 from pmd.problems.arithmetic import splits
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.loop import train
-from sections.common import Context, Row, equal, fact, fresh, goal, seconds, train_config
+from sections.common import Context, Row, equal, fact, fresh, goal, seconds
 
 PHASES = ("rollout", "reward", "old", "update", "probe", "eval", "checkpoint")
 
@@ -86,14 +88,14 @@ def accuracy(out, step: int) -> float:
     return sum(row["correct"]) / (len(row["correct"]) * row["k"])
 
 
-def base_config(context: Context) -> params.Base:
+def base_config(context: Context) -> Base:
     """The committed base model's settings, larger and shorter; smallest if quick."""
     changes = {"layers": 4, "width": 256, "heads": 4, "kv_heads": 2, "feedforward": 768}
     changes |= {"steps": 1500, "warmup": 50, "lr": 1.5e-3}
     if context.quick:
         changes = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 64}
         changes |= {"steps": 6, "warmup": 2, "batch": 16, "threads": 1}
-    return params.base(params.load()["base"] | changes | {"device": context.device})
+    return read(Base, "base", load()["base"] | changes | {"device": context.device})
 
 
 def run_config(context: Context, steps: int):

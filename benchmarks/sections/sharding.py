@@ -1,42 +1,36 @@
-"""FSDP2 on one rank: the same update as without it, a checkpoint saved and read, and memory against the plan."""
+"""FSDP2 on one rank: a checkpoint saved and read, and the memory of every phase against the plan."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 
+from pmd.harness.config import train_config
 from pmd.model import checkpoint
 from pmd.model.distributed import ReplicaEngine, shard
 from pmd.model.forward import checkpoint_activations
 from pmd.sampling.torch_engine import Sampling
-from pmd.scale.plan import phases, shape, state
+from pmd.scale.memory import phases, state
+from pmd.scale.shape import shape
 from pmd.trainer.update import learn
 from sections.common import (
     EOS,
-    SMALL,
     TINY,
     Context,
     PhaseClock,
     Row,
-    bound,
     build,
-    change,
     equal,
-    error,
     fact,
     free,
-    fresh,
     goal,
     held,
     one_rank,
-    opinionated,
     peak,
     qwen,
     random_rollouts,
     seconds,
-    train_config,
     whole,
 )
 
@@ -47,28 +41,9 @@ ENGINE = ("engine weights", "KV cache")
 
 
 def rows(context: Context) -> Iterator[Row]:
-    """Correctness at a small size in fp32, then memory at half a billion parameters."""
+    """Half a billion parameters: an update, a rollout, a checkpoint."""
     with one_rank(context):
-        yield same_update(context)
-        fresh(context.device)
         yield from memory(context)
-
-
-def same_update(context: Context) -> Row:
-    """One step of gradient descent, sharded and not, in fp32."""
-    start = opinionated(build(TINY if context.quick else SMALL, context.device, torch.float32))
-    rollouts = random_rollouts(start.config.vocab_size, 2, 4, 8, (10, 20), seed=2)
-    settings = {"prompts": 2, "group_size": 4, "minibatches": 1, "probe": 1, "max_tokens": 20, "warmup": 0, "lr": 0.3}
-    config = train_config("pmd-mean", 1, **settings, device=context.device)
-    before, found = whole(start), []
-    for sharded in (False, True):
-        model = copy.deepcopy(start)
-        model.compute_dtype = torch.float32
-        if sharded:
-            shard(model, context.device)
-        learn(config, 1, model, torch.optim.SGD(model.parameters(), 0.3), rollouts, PhaseClock(context.device))
-        found.append(change(before, whole(model)))
-    return bound("one sharded update, fp32: change of the weights", error(found[1], found[0]), 1e-5)
 
 
 def memory(context: Context) -> Iterator[Row]:
@@ -104,7 +79,7 @@ def memory(context: Context) -> Iterator[Row]:
     spent, _ = seconds(context.device, lambda: learn(config, 2, model, optimizer, rollouts, PhaseClock(context.device)))
     update = sum(size for name, size in planned["update"].items() if name not in ENGINE)
     yield from against(context, "update", peak(context.device), update)
-    yield fact("an update of 32 responses, log π and measurements with it", spent, "s")
+    yield fact("update, log π and measurements with it", spent, "s")
     free(context.device)
     engine = ReplicaEngine(model, EOS)
     engine.sample(rollouts.prompts, n, Sampling(length), 1)

@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pmd.files import write_text
+from pmd.harness.config import train_config
 from pmd.model.distributed import shard
 from pmd.model.forward import checkpoint_activations, compile_layers, log_probs
 from pmd.model.packing import pack
 from pmd.sampling.static_decoder import budget
 from pmd.sampling.torch_engine import Sampling, TorchEngine
-from pmd.scale.plan import architecture
+from pmd.scale.shape import architecture
 from pmd.trainer.passes import Rollouts
 from pmd.trainer.update import learn
 from sections.common import (
@@ -39,7 +40,6 @@ from sections.common import (
     random_rollouts,
     seconds,
     skipped,
-    train_config,
 )
 from sections.work import packed_tokens, sampling_bytes, training_flops
 
@@ -52,7 +52,6 @@ class Variant:
     """A way to run the update. seconds: what it is expected to take, compilation included."""
 
     name: str
-    sharded: bool
     recompute: bool
     compile: bool
     budget: int
@@ -61,10 +60,9 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("FSDP2, recomputed", True, True, False, 17_408, 25),
-    Variant("FSDP2, recomputed, compiled", True, True, True, 17_408, 45, profiled=True),
-    Variant("FSDP2, compiled, passes of 9k tokens, nothing recomputed", True, False, True, 8_704, 25),
-    Variant("autocast, recomputed", False, True, False, 17_408, 20),
+    Variant("recomputed", True, False, 17_408, 25),
+    Variant("recomputed, compiled", True, True, 17_408, 45, profiled=True),
+    Variant("nothing recomputed, compiled, passes of 9k tokens", False, True, 8_704, 25),
 )
 
 
@@ -134,8 +132,7 @@ def update(context: Context, variant: Variant) -> Iterator[Row]:
         checkpoint_activations(model)
     if variant.compile and context.cuda:
         compile_layers(model)
-    if variant.sharded:
-        shard(model, context.device)
+    shard(model, context.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, fused=True)
 
     def step(number: int, what: Rollouts = rollouts) -> dict[str, float]:

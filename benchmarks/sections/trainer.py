@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pmd.harness.config import Train, train_config
+from pmd.model.distributed import shard
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
 from pmd.trainer.objectives import OBJECTIVES
@@ -30,47 +32,57 @@ from sections.common import (
     change,
     error,
     fresh,
+    one_rank,
     opinionated,
     random_rollouts,
-    train_config,
     whole,
 )
 
-UPDATE = {"prompts": 4, "group_size": 4, "minibatches": 2, "probe": 1, "warmup": 0, "lr": 0.3}
+UPDATE = {"prompts": 4, "group_size": 4, "minibatches": 2, "probe": 1, "warmup": 0}
 
 
 def rows(context: Context) -> Iterator[Row]:
     """fp32 without TF32 first, then bf16."""
+    with one_rank(context):
+        yield from compared(context)
+
+
+def compared(context: Context) -> Iterator[Row]:
+    """The device's policy is sharded, as one that is trained on CUDA; the CPU's is in one piece."""
     config = TINY if context.quick else SMALL
     longest = 24 if context.quick else 200
     rollouts = random_rollouts(config.vocab_size, 4, 4, longest // 4, (longest // 3, longest), seed=5)
     start = opinionated(build(config, "cpu", torch.float32))
     exact = logs(start, rollouts, "cpu")
+
+    def distance(method: str, dtype: torch.dtype, lr: float, adam: bool = False) -> float:
+        """‖Δ on the device − Δ on the CPU‖ / ‖Δ on the CPU‖ of one step; on the device in more and smaller passes."""
+        settings = UPDATE | {"lr": lr, "max_tokens": longest}
+        here = updated(copy.deepcopy(start), rollouts, train_config(method, 1, **settings), adam)
+        settings |= {"device": context.device, "microbatch_tokens": 3 * longest}
+        there = updated(placed(start, context.device, dtype), rollouts, train_config(method, 1, **settings), adam)
+        return error(change(whole(start), there), change(whole(start), here))
+
     difference = (logs(placed(start, context.device, torch.float32), rollouts, context.device) - exact).abs()
     yield bound("log-probabilities, fp32: largest difference", difference.max().item(), 1e-5, "nats")
     for method in OBJECTIVES:
-        difference = compared(context, start, rollouts, method, torch.float32, "sgd")
-        yield bound(f"one update of {method}, fp32: change of the weights", difference, 1e-4)
-    yield bound(
-        "one update of pmd-mean with AdamW, fp32: change of the weights",
-        compared(context, start, rollouts, "pmd-mean", torch.float32, "adamw"),
-        2e-2,
-    )
+        title = f"one update of {method}, fp32: change of the weights"
+        yield bound(title, distance(method, torch.float32, 0.3), 1e-4)
+    title = "one update of pmd-mean with AdamW, fp32: change of the weights"
+    yield bound(title, distance("pmd-mean", torch.float32, 1e-4, adam=True), 2e-2)
     fresh(context.device)
     difference = (logs(placed(start, context.device, torch.bfloat16), rollouts, context.device) - exact).abs()
     yield bound("log-probabilities, bf16: largest difference", difference.max().item(), 0.15, "nats")
     yield bound("log-probabilities, bf16: mean difference", difference.mean().item(), 0.03, "nats")
-    yield bound(
-        "one update of pmd-mean, bf16: change of the weights",
-        compared(context, start, rollouts, "pmd-mean", torch.bfloat16, "sgd"),
-        0.1,
-    )
+    title = "one update of pmd-mean, bf16: change of the weights"
+    yield bound(title, distance("pmd-mean", torch.bfloat16, 0.3), 0.1)
 
 
 def placed(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy of the model on the device, its products in `dtype`."""
-    made = copy.deepcopy(model).to(device)
+    """A copy of the model on the device, sharded, its products in `dtype`."""
+    made = copy.deepcopy(model)
     made.compute_dtype = dtype
+    shard(made, device)
     return made
 
 
@@ -80,32 +92,8 @@ def logs(model: PreTrainedModel, rollouts: Rollouts, device: str) -> Tensor:
     return log_probs(model, pack(rollouts.prompts, rollouts.responses, device))[0].cpu()
 
 
-def compared(
-    context: Context, start: PreTrainedModel, rollouts: Rollouts, method: str, dtype: torch.dtype, optimizer: str
-) -> float:
-    """‖Δ on the device − Δ on the CPU‖ / ‖Δ on the CPU‖ of one step; on the device in more and smaller passes."""
-    budget = max(len(r) for group in rollouts.responses for r in group) * 3
-    here = updated(start, rollouts, method, "cpu", torch.float32, optimizer, None)
-    there = updated(start, rollouts, method, context.device, dtype, optimizer, budget)
-    return error(there, here)
-
-
-def updated(
-    start: PreTrainedModel,
-    rollouts: Rollouts,
-    method: str,
-    device: str,
-    dtype: torch.dtype,
-    optimizer: str,
-    budget: int | None,
-) -> Tensor:
-    """How one step of the trainer's own `learn` changes the weights."""
-    longest = max(len(r) for group in rollouts.responses for r in group)
-    model = placed(start, device, dtype)
-    lr = UPDATE["lr"] if optimizer == "sgd" else 1e-4
-    config = train_config(
-        method, 1, **UPDATE | {"lr": lr, "max_tokens": longest, "device": device, "microbatch_tokens": budget}
-    )
-    make = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
-    learn(config, 1, model, make(model.parameters(), lr), rollouts, PhaseClock(device))
-    return change(whole(start), whole(model))
+def updated(model: PreTrainedModel, rollouts: Rollouts, config: Train, adam: bool) -> dict[str, Tensor]:
+    """The weights after one step of the trainer's own `learn`."""
+    make = torch.optim.AdamW if adam else torch.optim.SGD
+    learn(config, 1, model, make(model.parameters(), config.lr), rollouts, PhaseClock(config.device))
+    return whole(model)
