@@ -153,27 +153,31 @@ def _ends(trie: Trie) -> np.ndarray:
 def sparse_mask(end: Tensor) -> BlockMask:
     """Which packed tokens each may look at: itself and those that it descends from.
 
-    end: [N] int32, the token behind each one's last descendant; N is a multiple of TILE. Memory is [TILE, N] and
-    [N/TILE, N/TILE], never [N, N].
+    end: [N] int32, for each token the one behind its last descendant; N is a multiple of TILE. Query q sees key k if
+    k <= q < end[k]. Memory is [N] and [N/TILE, N/TILE], never [N, N].
+
+    Which tiles FlexAttention computes follows from the largest and the smallest `end` of a tile's keys, without looking
+    at pairs. All keys of a tile below the diagonal stand before all its queries. A key whose subtree reaches into the
+    tile's queries reaches the first of them, because a subtree is one run of tokens; so some pair is seen if and only
+    if the largest end lies behind the first query, and all are if the smallest lies behind the last. On the diagonal
+    every query sees itself and none sees what follows it.
     """
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < end[k])
 
-    place = torch.arange(len(end), device=end.device)
-    some, every = [], []  # of each tile's pairs, is one seen, are all
-    for q in place.split(TILE):
-        tiles = seen(None, None, q[:, None], place).unflatten(1, (-1, TILE))
-        some.append(tiles.any(2).any(0))
-        every.append(tiles.all(2).all(0))
-    some, every = torch.stack(some), torch.stack(every)
+    ends = end.view(-1, TILE)
+    tile = torch.arange(len(ends), device=end.device)
+    queries, below = tile[:, None] * TILE, tile < tile[:, None]  # the first query of each row of tiles
+    every = below & (ends.amin(1) >= queries + TILE)
+    some = below & (ends.amax(1) > queries) | (tile == tile[:, None])
     partial = [x[None, None] for x in _listed(some & ~every)]
     full = [x[None, None] for x in _listed(every)]
     return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=TILE, mask_mod=seen, seq_lengths=(len(end),) * 2)
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of a table of tiles, how many are set, and their columns before all others; both int32."""
+    """For each row of a boolean table, how many entries are set, and all columns, those of set entries first (int32)."""
     return tiles.sum(1, dtype=torch.int32), tiles.int().argsort(dim=1, descending=True, stable=True).int()
 
 
