@@ -44,12 +44,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from pmd.files import ROOT, read_json, write_json, write_text
 from pmd.model.attention import PACKED
-from pmd.model.forward import checkpoint_activations, log_probs
 from pmd.model.device import check_device
+from pmd.model.forward import checkpoint_activations, log_probs
 from pmd.model.packing import Packed, pack
 from pmd.params import require
+from pmd.sampling.engine import Engine, Sampling
 from pmd.sampling.static_decoder import budget
-from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine
+from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
 
 

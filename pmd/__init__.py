@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # for type checkers and editors
     from pmd.params import load as load_params
     from pmd.problems.arithmetic import read_problems
     from pmd.problems.verifier import verify
-    from pmd.sampling.torch_engine import Sampling, TorchEngine
+    from pmd.sampling.engine import Sampling
+    from pmd.sampling.torch_engine import TorchEngine
     from pmd.theory.binary import binary_update, finite_sample
     from pmd.theory.population import population_update
     from pmd.trainer.loop import train

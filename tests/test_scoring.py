@@ -12,8 +12,8 @@ from pmd.evaluators.evaluate import Evaluate, evaluate_all
 from pmd.files import write_json, write_jsonl
 from pmd.model.loading import save_policy
 from pmd.sampling.accuracy import accuracy
+from pmd.sampling.engine import Sampling
 from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise
-from pmd.sampling.torch_engine import Sampling
 
 PROBLEMS = [
     {"id": "a", "prompt": "1+1=", "ground_truth": "2", "difficulty": 2},

@@ -59,12 +59,12 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 RECOMPILATIONS = 64
-"""How many variants of FlexAttention a process may compile. Variants differ in dtype, in model shape, in whether there is
-a graph and in whether a pass is a single tile; PyTorch's own limit of 8 is met when models of several shapes are used."""
+"""How many variants of FlexAttention a process may compile. They differ in dtype, in model shape, in whether there is a
+graph and in whether a pass is a single tile. PyTorch's own limit of 8 is met when models of several shapes are used."""
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
-    """FlexAttention, to be compiled; run uncompiled it is a RuntimeError, because it would hold the scores of all pairs."""
+    """FlexAttention, to be compiled; a RuntimeError if run as it is, which would hold the scores of all pairs."""
     if not torch.compiler.is_compiling():
         raise RuntimeError("FlexAttention was not compiled; it would hold the scores of all pairs of tokens")
     return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
@@ -113,16 +113,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
 
 
 DENSE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""The kernels that may compute attention under a dense mask, the first that can. Left out is cuDNN, which PyTorch would
-prefer on Hopper: it makes a plan for every new shape, and every prompt length is one. The flash kernels take no mask."""
+"""The kernels that may compute attention under a dense mask. Left out is cuDNN, which PyTorch would prefer on Hopper:
+it makes a plan for every new shape, and every prompt length is one. The flash kernels take no mask."""
 
 ALIGNED = 8
-"""Numbers to whose multiple the rows of a dense mask are padded in memory: the memory-efficient kernel reads only such
-masks, and PyTorch would copy any other in every layer."""
+"""The rows of a dense mask are padded in memory to a multiple of so many numbers: the memory-efficient kernel reads
+only such masks, and PyTorch would copy any other in every layer."""
 
 
 def dense_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to be added to scores: 0 where `seen` [..., Q, K] is true and −inf elsewhere, its rows aligned in memory."""
+    """A mask to add to scores: 0 where `seen` [..., Q, K] is true, −inf elsewhere, its rows aligned in memory."""
     width = seen.shape[-1]
     room = torch.zeros(*seen.shape[:-1], -(-width // ALIGNED) * ALIGNED, dtype=dtype, device=seen.device)
     return room[..., :width].masked_fill_(~seen, float("-inf"))

@@ -177,7 +177,7 @@ def sparse_mask(end: Tensor) -> BlockMask:
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row of a boolean table, how many entries are set, and all columns, those of set entries first (int32)."""
+    """For each row of a boolean table, how many entries are set, and its columns, set ones first; both int32."""
     return tiles.sum(1, dtype=torch.int32), tiles.int().argsort(dim=1, descending=True, stable=True).int()
 
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from pmd.files import write_json
 from pmd.model import distributed
-from pmd.model.loading import build_policy
+from pmd.model.build import build_policy
 from pmd.problems.arithmetic import SYMBOLS
-from pmd.sampling.torch_engine import Sampling
+from pmd.sampling.engine import Sampling
 from pmd.scale.vllm_engine import VLLMEngine
 
 SMALL = {"kv_cache_memory_bytes": 64 << 20}
