@@ -247,6 +247,25 @@ def test_fused_attention_equals_plain_products(queries):
     )
 
 
+def test_the_example_in_the_words_of_the_module():
+    a, b, c, w, x, y, z, end = range(8)
+    packed = pack([[a, b], [c]], [[[x, y, end], [x, z, end]], [[w, end]]])
+    assert packed.ids.tolist() == [[a, b, x, y, z, c, w]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 3, 0, 1]]
+    assert packed.target.tolist() == [x, y, end, x, z, end, w, end]
+    assert packed.predictor.tolist() == [1, 2, 3, 1, 2, 4, 5, 6]
+    queries = packed.queries.split([bias[:, 0, :, 0].numel() for bias in packed.biases])
+    keys = packed.keys.split([bias[:, 0, 0].numel() for bias in packed.biases])
+    looks = [(bias[:, 0] == 0).int().tolist() for bias in packed.biases]
+    assert looks == [
+        [[[1, 1, 1, 1]], [[0, 0, 0, 1]]],
+        [[[1, 1, 0], [1, 1, 1]], [[0, 1, 0], [0, 1, 1]]],
+        [[[1, 1, 1, 0], [1, 1, 1, 1]]],
+    ]
+    assert [x.tolist() for x in queries] == [[4, 5], [6, 0, 0, 1], [2, 3]]  # z, c | w and padding, a b | x y
+    assert [x.tolist() for x in keys] == [[0, 1, 2, 4, 0, 0, 0, 5], [5, 6, 0, 0, 0, 1], [0, 1, 2, 3]]
+
+
 def test_an_unknown_attention_is_refused():
     with pytest.raises(ValueError, match=r"^attention: got 'dense', must be blocks or flex$"):
         pack([[3]], [[[1]]], attention="dense")
