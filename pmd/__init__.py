@@ -48,7 +48,7 @@ _MODULES = {
     "read_problems": "pmd.problems.arithmetic",
     "verify": "pmd.problems.verifier",
     "TorchEngine": "pmd.sampling.torch_engine",
-    "Sampling": "pmd.sampling.torch_engine",
+    "Sampling": "pmd.sampling.engine",
     "evaluate": "pmd.evaluators.evaluate",
     "population_update": "pmd.theory.population",
     "binary_update": "pmd.theory.binary",
