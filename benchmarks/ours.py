@@ -19,7 +19,8 @@ from pathlib import Path
 from pmd import params
 from pmd.files import read_jsonl
 from pmd.problems.reader import read_problems
-from pmd.sampling.torch_engine import Responses, TorchEngine
+from pmd.sampling.engine import Responses
+from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.loop import train
 
 PHASES = ("rollout", "reward", "old", "update", "probe")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # for type checkers and editors
     from pmd.params import load as load_params
     from pmd.problems.reader import read_problems
     from pmd.problems.verifier import verify
-    from pmd.sampling.torch_engine import Sampling, TorchEngine
+    from pmd.sampling.engine import Sampling
+    from pmd.sampling.torch_engine import TorchEngine
     from pmd.theory.binary import binary_update, finite_sample
     from pmd.theory.population import population_update
     from pmd.trainer.loop import train
@@ -47,7 +48,7 @@ _MODULES = {
     "read_problems": "pmd.problems.reader",
     "verify": "pmd.problems.verifier",
     "TorchEngine": "pmd.sampling.torch_engine",
-    "Sampling": "pmd.sampling.torch_engine",
+    "Sampling": "pmd.sampling.engine",
     "evaluate": "pmd.evaluators.evaluate",
     "population_update": "pmd.theory.population",
     "binary_update": "pmd.theory.binary",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.attention import flex_attention as flex
+from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask
 
-from pmd.model.attention import attend, fused
+from pmd.model.attention import ALIGNED, attend, compiled, dense_mask, flex, fused
 from pmd.model.forward import checkpoint_activations, log_probs
 from pmd.model.packing import TILE, pack, sparse_mask
 
@@ -27,7 +28,7 @@ LAYOUTS = {
 @pytest.fixture
 def gradients(monkeypatch):
     """PyTorch refuses gradients of FlexAttention on a CPU although its uncompiled form has them."""
-    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
 
 
 def plain(model, prompts, responses):
@@ -118,14 +119,16 @@ def test_the_mask_is_the_definition_token_by_token(shape):
             assert torch.equal(getattr(mask, f"{name}_{part}"), getattr(theirs, f"{name}_{part}")), (name, part)
 
 
-def test_a_sparse_mask_never_holds_all_pairs():
-    """At 16,384 tokens no tensor has more than TILE · N entries; of two sequences the unseen half is not computed."""
-    largest = 0
+def test_a_sparse_mask_is_closed_form():
+    """At 16,384 tokens no tensor is larger than the table of tiles and the work does not grow with their number; of two
+    sequences the half that is not seen is not computed."""
+    largest, calls = 0, []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             out = function(*args, **(kwargs or {}))
+            calls.append(function)
             if isinstance(out, torch.Tensor):
                 largest = max(largest, out.numel())
             return out
@@ -133,7 +136,8 @@ def test_a_sparse_mask_never_holds_all_pairs():
     n = 16_384
     with Watch():
         mask = sparse_mask((torch.arange(n, dtype=torch.int32) // (n // 2) + 1) * (n // 2))
-    assert TILE * n == largest
+    assert largest <= 2 * n == 2 * (n // TILE) ** 2
+    assert len(calls) < 100
     assert mask.sparsity() > 70  # two causal triangles of half the side
 
 
@@ -173,19 +177,61 @@ def test_flex_is_compiled_once_for_all_lengths():
     """Layouts of any number of tokens and groups meet one graph."""
     counter = CompileCounterWithBackend("eager")
     torch._dynamo.reset()
-    compiled = torch.compile(flex.flex_attention, backend=counter, dynamic=True, fullgraph=True)
+    traced = torch.compile(flex, backend=counter, dynamic=True, fullgraph=True)
     generator = torch.Generator().manual_seed(0)
     for tokens in (300, 1000, 700, 4000, 2222):
         packed = pack([[3] * (tokens // 2), [4] * 9], [[[5] * (tokens // 3), [6] * 8], [[7] * 30]], attention="flex")
         n = packed.ids.shape[1]
         query, key, value = (torch.randn(1, h, n, 8, generator=generator) for h in (4, 2, 2))
         with torch.no_grad():
-            got = compiled(query, key, value, block_mask=packed.mask, scale=0.3, enable_gqa=True)
-            bias = torch.zeros(n, n).masked_fill(
-                ~packed.mask.mask_mod(0, 0, torch.arange(n)[:, None], torch.arange(n)), -torch.inf
-            )
+            got = traced(query, key, value, packed.mask, 0.3)
+            bias = dense_mask(packed.mask.mask_mod(0, 0, torch.arange(n)[:, None], torch.arange(n)), torch.float32)
             torch.testing.assert_close(got, attend(query, key, value, bias[None, None], 0.3), atol=2e-6, rtol=0)
     assert counter.frame_count == 1
+
+
+def test_the_unfused_form_of_flex_is_an_error():
+    """Also where torch.compile quietly runs a function as it is, and past the limit of variants."""
+    packed = pack(*LAYOUTS["two groups"], attention="flex")
+    query, key, value = torch.randn(3, 1, 2, packed.ids.shape[1], 8)
+    for run in (flex, torch.compiler.disable(flex)):
+        with pytest.raises(RuntimeError, match=r"^FlexAttention was not compiled; it would hold the scores of all"):
+            run(query, key, value, packed.mask, 0.3)
+    torch._dynamo.reset()
+    traced = torch.compile(flex, backend="eager", dynamic=True, fullgraph=True)
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        traced(query, key, value, packed.mask, 0.3)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            traced(query.double(), key.double(), value.double(), packed.mask, 0.3)
+    before = torch._dynamo.config.recompile_limit
+    compiled()
+    assert torch._dynamo.config.recompile_limit == 64
+    torch._dynamo.config.recompile_limit = before
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles for a CPU by a C++ compiler")
+def test_flex_compiled_by_inductor_equals_dense_attention():
+    """The forward pass through the compiler that CUDA uses too; on a CPU it offers no backward pass."""
+    torch._dynamo.reset()
+    packed = pack(*LAYOUTS["several tiles"], attention="flex")
+    n, place = packed.ids.shape[1], torch.arange(packed.ids.shape[1])
+    query, key, value = (torch.randn(1, h, n, 16, generator=torch.Generator().manual_seed(h)) for h in (4, 2, 2))
+    bias = dense_mask(packed.mask.mask_mod(0, 0, place[:, None], place), torch.float32)[None, None]
+    with torch.no_grad():
+        got = compiled()(query, key, value, packed.mask, 0.3)
+    torch.testing.assert_close(got, attend(query, key, value, bias, 0.3), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("width", [1, 8, 11, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rows_of_a_dense_mask_are_aligned(width, dtype):
+    """Every stride but the last is a multiple of eight, which is what PyTorch asks before it copies a mask."""
+    seen = torch.rand(2, 1, 5, width, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask = dense_mask(seen, dtype)
+    assert mask.dtype == dtype
+    assert torch.equal(mask, torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf))
+    assert mask.stride(-1) == 1
+    assert all(stride % ALIGNED == 0 for stride in mask.stride()[:-1])
 
 
 @pytest.mark.parametrize("queries", [1, 5])
@@ -195,10 +241,29 @@ def test_fused_attention_equals_plain_products(queries):
     key, value = torch.randn(2, 3, 2, 11, 8, generator=generator)
     seen = torch.rand(3, 1, queries, 11, generator=generator) < 0.6
     seen[..., 0] = True
-    bias = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    bias = dense_mask(seen, torch.float32)
     torch.testing.assert_close(
         fused(query, key, value, bias, 0.4), attend(query, key, value, bias, 0.4), atol=1e-6, rtol=0
     )
+
+
+def test_the_example_in_the_words_of_the_module():
+    a, b, c, w, x, y, z, end = range(8)
+    packed = pack([[a, b], [c]], [[[x, y, end], [x, z, end]], [[w, end]]])
+    assert packed.ids.tolist() == [[a, b, x, y, z, c, w]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 3, 0, 1]]
+    assert packed.target.tolist() == [x, y, end, x, z, end, w, end]
+    assert packed.predictor.tolist() == [1, 2, 3, 1, 2, 4, 5, 6]
+    queries = packed.queries.split([bias[:, 0, :, 0].numel() for bias in packed.biases])
+    keys = packed.keys.split([bias[:, 0, 0].numel() for bias in packed.biases])
+    looks = [(bias[:, 0] == 0).int().tolist() for bias in packed.biases]
+    assert looks == [
+        [[[1, 1, 1, 1]], [[0, 0, 0, 1]]],
+        [[[1, 1, 0], [1, 1, 1]], [[0, 1, 0], [0, 1, 1]]],
+        [[[1, 1, 1, 0], [1, 1, 1, 1]]],
+    ]
+    assert [x.tolist() for x in queries] == [[4, 5], [6, 0, 0, 1], [2, 3]]  # z, c | w and padding, a b | x y
+    assert [x.tolist() for x in keys] == [[0, 1, 2, 4, 0, 0, 0, 5], [5, 6, 0, 0, 0, 1], [0, 1, 2, 3]]
 
 
 def test_an_unknown_attention_is_refused():

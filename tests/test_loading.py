@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
 from pmd.files import ROOT
@@ -21,7 +22,8 @@ from pmd.model.attention import PACKED
 from pmd.model.forward import checkpoint_activations, compile_layers, log_probs
 from pmd.model.loading import load_policy, save_policy
 from pmd.model.packing import pack
-from pmd.sampling.torch_engine import Sampling, TorchEngine
+from pmd.sampling.engine import Sampling
+from pmd.sampling.torch_engine import TorchEngine
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15]]
 RESPONSES = [[[3, 1], [7], [4, 4, 4, 1]], [[9, 8, 1], [1], [5, 6, 15, 7, 1]]]
@@ -89,6 +91,42 @@ def test_a_vocabulary_of_151936_is_exact(rows, monkeypatch):
         gradients.append([p.grad.double() for p in model.parameters()])
     for got, exact in zip(*gradients, strict=True):
         torch.testing.assert_close(got, exact, atol=1e-5 * exact.abs().max().item(), rtol=0)
+
+
+def test_without_entropies_log_probabilities_and_gradients_are_the_same_bits(tiny):
+    """And the exponentials that entropies take are not computed."""
+    model, found = tiny[0], []
+    for entropy in (True, False):
+        model.zero_grad()
+        log_p, entropies = log_probs(model, pack(PROMPTS, RESPONSES), entropy=entropy)
+        assert (entropies is None) is not entropy
+        log_p.sum().backward()
+        found.append([log_p.detach(), *(p.grad.clone() for p in model.parameters())])
+    model.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("compiler", [None, "aot_eager"])
+def test_the_loss_that_cuda_compiles_is_the_loss(compiler):
+    """Log-probabilities, entropies and gradients, for several numbers of rows by one graph."""
+    counter = CompileCounterWithBackend(compiler or "eager")
+    torch._dynamo.reset()
+    compute = torch.compile(forward.fusible_log_probs, backend=counter, dynamic=True) if compiler else None
+    generator = torch.Generator().manual_seed(0)
+    for rows in (7, 30, 12):
+        logits = 3 * torch.randn(rows, 50, generator=generator)
+        target = torch.randint(50, (rows,), generator=generator)
+        weight = torch.linspace(-1, 1, rows)
+        found = []
+        for way in (forward.chosen_log_probs, compute or forward.fusible_log_probs):
+            own = logits.clone().requires_grad_()
+            log_p, entropy = way(own, target, 0.7, True)
+            (weight * log_p + 0.3 * entropy).sum().backward()
+            found.append((log_p.detach(), entropy.detach(), own.grad))
+            assert way(own, target, 0.7, False)[1] is None
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+    assert not compiler or counter.frame_count == 2  # with entropies and without
 
 
 def test_a_pass_keeps_one_copy_of_the_logits(tiny):

@@ -14,8 +14,8 @@ from pmd.files import write_json, write_jsonl
 from pmd.model import loading
 from pmd.model.loading import load_policy, save_policy
 from pmd.sampling.accuracy import accuracy
+from pmd.sampling.engine import Sampling
 from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise
-from pmd.sampling.torch_engine import Sampling
 
 PROBLEMS = [
     {"id": "a", "prompt": "1+1=", "ground_truth": "2", "difficulty": 2},

@@ -13,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
+from pmd.model import attention
 from pmd.model.attention import PACKED
 from pmd.model.loading import load_policy
 from pmd.sampling import static_decoder
-from pmd.sampling.torch_engine import KVCache, Sampling, TorchEngine, choose
+from pmd.sampling.engine import Sampling, choose, nucleus
+from pmd.sampling.torch_engine import KVCache, TorchEngine
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
 
@@ -130,6 +132,28 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     uniform = (torch.arange(1000) + 0.5) / 1000
     got = torch.bincount(choose(logits.expand(1000, -1), uniform, Sampling(1, 1.0, 0.6)), minlength=4) / 1000
     np.testing.assert_allclose(got, [4 / 7, 3 / 7, 0, 0], atol=1.1e-3)
+
+
+@given(st.data())
+def test_sorting_the_likeliest_alone_keeps_the_same_tokens(data):
+    """Also of equal probabilities, which are many here, and where the likeliest are not enough."""
+    rows, size, most = (data.draw(st.integers(1, n)) for n in (4, 12, 12))
+    weights = st.lists(st.integers(0, 5), min_size=size, max_size=size).filter(any)
+    p = torch.tensor(data.draw(st.lists(weights, min_size=rows, max_size=rows))).double()
+    p /= p.sum(-1, keepdim=True)
+    top_p = data.draw(st.floats(0.01, 1))
+    assert torch.equal(nucleus(p, top_p, most), nucleus(p, top_p, size))
+
+
+def test_likeliest_tokens_spare_the_sort_of_all(monkeypatch):
+    sizes = []
+    sort = torch.Tensor.sort
+    monkeypatch.setattr(torch.Tensor, "sort", lambda self, *a, **k: sizes.append(self.shape[-1]) or sort(self, *a, **k))
+    p = torch.tensor([[4.0, 3.0, 2.0, 1.0, *[0.1] * 50]]).softmax(-1)
+    nucleus(p, 0.6, 8)
+    assert sizes == [8, 8]
+    nucleus(p, 0.99, 8)
+    assert sizes == [8, 8, 8, 8, 54]
 
 
 @given(
@@ -298,6 +322,18 @@ def test_long_prompts_are_read_in_several_passes(tiny, monkeypatch):
     monkeypatch.setattr(static_decoder, "prefill", lambda *args: passes.append(len(args[1])) or kept(*args))
     assert TorchEngine(tiny[0], 1, static=True).sample(PROMPTS, 3, Sampling(8), 5) == expected
     assert passes == [2, 1]
+
+
+def test_long_prompts_decode_by_the_kernels_of_cuda(tiny, monkeypatch):
+    """700 tokens, and 100 behind 600 of padding, so that whole leading tiles of the mask hide everything."""
+    model, prompts = copy.deepcopy(tiny[0]), [[3, 4] * 350, [5, 6] * 50]
+    model.config.max_position_embeddings = 1024
+    expected = TorchEngine(model, 1).sample(prompts, 3, Sampling(30), 5)
+    calls = []
+    monkeypatch.setattr(attention, "attend", lambda *args: calls.append(args) or attention.fused(*args))
+    assert TorchEngine(model, 1, static=True).sample(prompts, 3, Sampling(30), 5) == expected
+    assert {len(args[0][0, 0]) for args in calls} == {1, 700}
+    assert all(stride % attention.ALIGNED == 0 for args in calls for stride in args[3].stride()[:-1])
 
 
 def test_a_byte_budget_bounds_the_rows_and_changes_no_token(tiny):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmd.model.forward import log_probs
+from pmd.model.forward import frozen_log_probs, log_probs
 from pmd.model.loading import load_policy
 from pmd.trainer import update
 from pmd.trainer.objectives import OBJECTIVES
@@ -84,7 +84,7 @@ def gradient(model, method: str, budget: int | None) -> tuple[dict, torch.Tensor
     advantages = OBJECTIVES[method].advantage(MIXED.rewards.double(), run_config.tau).float()
     batches = update.own_batches(run_config, MIXED, [[0, 1, 2]], advantages, "cpu")
     noise = 0.2 * torch.randn(24, generator=torch.Generator().manual_seed(0))
-    old = torch.cat([update._frozen(model, batch, run_config)[0] for batch in batches]) + noise
+    old = torch.cat([frozen_log_probs(model, batch.packed, run_config.temperature)[0] for batch in batches]) + noise
     known = old.split([len(batch.packed.target) for batch in batches])
     triples = [(batch, before, None) for batch, before in zip(batches, known, strict=True)]
     model = copy.deepcopy(model)
@@ -144,7 +144,8 @@ def test_a_pass_for_other_ranks_moves_nothing(tiny):
     for extra in ([], [{}]):
         parts = [{0: [0, 1, 2], 1: [0, 1, 2]}, {2: [0, 1, 2]}, *extra]
         batches = [update.microbatch(MIXED, part, advantages, "cpu") for part in parts]
-        triples = [(b, update._frozen(model, b, config())[0] if b.part else torch.zeros(1), None) for b in batches]
+        old = [frozen_log_probs(model, b.packed, 1.0)[0] if b.part else torch.zeros(1) for b in batches]
+        triples = [(b, before, None) for b, before in zip(batches, old, strict=True)]
         copied = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(copied.parameters())
         done = update._update(config("grpo"), 1, copied, optimizer, triples, (9, 24), [])
@@ -174,7 +175,7 @@ def test_importance_weights_are_ratios_of_sequences_cut_at_the_cap(tiny):
     """Against the definition; and a weight multiplies its response's whole term, before the mean."""
     model, capped = tiny[0], config(engine="vllm", importance_cap=1.5)
     [batch] = update.own_batches(capped, MIXED, [[0, 1, 2]], torch.ones(3, 3), "cpu")
-    before = update._frozen(model, batch, capped)[0]
+    before = frozen_log_probs(model, batch.packed, capped.temperature)[0]
     noise = np.random.default_rng(0).normal(0, 0.3, len(before))
     theirs = iter((before.double().numpy() + noise).tolist())
     sampled = [[[next(theirs) for _ in response] for response in group] for group in MIXED.responses]

@@ -10,7 +10,7 @@ import torch
 
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
-from pmd.sampling.torch_engine import Sampling
+from pmd.sampling.engine import Sampling
 from pmd.scale import vllm_engine
 from pmd.scale.engines import engine_for
 from pmd.scale.vllm_engine import VLLMEngine, compare, ranks_per_engine

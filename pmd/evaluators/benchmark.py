@@ -24,9 +24,10 @@ from pmd.params import FileName, Settings, one_of, require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
+from pmd.sampling.engine import Engine, Sampling, context
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise, verdicts
 from pmd.sampling.seeds import derive
-from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine, context
+from pmd.sampling.torch_engine import TorchEngine
 
 MakeEngine = Callable[..., Engine]
 """Makes an engine of a model and the number of its end-of-sequence token, as the class TorchEngine does."""

@@ -39,8 +39,9 @@ def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]
     `pmd.sampling.scoring.COLUMNS`. ValueError in one line if the folder holds no model or there is no such device.
     """
     from pmd.model.loading import load_policy  # only here: a parent of worker processes needs no torch
+    from pmd.sampling.engine import Sampling
     from pmd.sampling.scoring import respond
-    from pmd.sampling.torch_engine import Sampling, TorchEngine
+    from pmd.sampling.torch_engine import TorchEngine
 
     model, tokenizer = load_policy(Path(model_dir), config.device, config.dtype)
     engine = TorchEngine(model, tokenizer.eos_token_id)

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from pmd.files import digest, fingerprint, read_json, write_json, write_jsonl
 from pmd.model import checkpoint, threads
+from pmd.model.build import build_policy
 from pmd.model.device import check_device
 from pmd.model.forward import log_probs
 from pmd.model.from_scratch import Base
-from pmd.model.loading import build_policy, save_policy
+from pmd.model.loading import save_policy
 from pmd.model.packing import pack
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.seeds import derive, prompt_order

@@ -1,5 +1,11 @@
 """Attention over packed tokens: each response behind its prompt, plugged into transformers' attention interface, so any
-model that uses the interface can be trained."""
+model that uses the interface can be trained.
+
+On CUDA there are two kernels. Packed tokens (training) go through FlexAttention with a sparse mask; prefills and
+decoding steps have a dense mask and go through PyTorch's memory-efficient kernel. Both have a slow fall-back that holds
+the scores of all pairs of tokens, which PyTorch would take without a word; here the first is an error and the second is
+left to models whose heads no fused kernel supports.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
@@ -51,24 +58,38 @@ def blockwise(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: 
 AttentionInterface.register(PACKED, packed_attention)
 
 
+RECOMPILATIONS = 64
+"""How many variants of FlexAttention a process may compile. They differ in dtype, in model shape, in whether there is a
+graph and in whether a pass is a single tile. PyTorch's own limit of 8 is met when models of several shapes are used."""
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """FlexAttention, to be compiled; a RuntimeError if run as it is, which would hold the scores of all pairs."""
+    if not torch.compiler.is_compiling():
+        raise RuntimeError("FlexAttention was not compiled; it would hold the scores of all pairs of tokens")
+    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+
+
 @cache
 def compiled():
-    """FlexAttention as one kernel, compiled for any number of tokens.
+    """`flex` compiled for any number of tokens, by the default backend of torch.compile.
 
-    Shapes being dynamic, it is compiled anew only for another dtype, model shape or gradient mode, and for a pass of a
-    single tile; without a compiler it would hold the scores of all pairs.
+    A variant that cannot be compiled, or one too many, is an error (fullgraph). Its kernels for the backward pass use
+    no atomic additions, so repeated gradients are equal to the bit.
     """
-    return torch.compile(flex_attention, dynamic=True)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+    return torch.compile(flex, dynamic=True, fullgraph=True)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
     """Attention over the packed tokens themselves: query [1, heads, N, d], key, value [1, kv_heads, N, d].
 
-    Prompts are shared by their responses without a gather, and tiles that nobody looks at are not computed. On a CPU it
-    runs uncompiled and, says PyTorch, without gradients.
+    Prompts are shared by their responses without a gather, and tiles that nobody looks at are not computed. On a CPU,
+    where only tests come here, it runs uncompiled and PyTorch offers no gradients.
     """
-    flex = compiled() if query.is_cuda else flex_attention
-    return flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    if query.is_cuda:
+        return compiled()(query, key, value, mask, scale)
+    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
@@ -91,16 +112,33 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     return out.transpose(2, 3).flatten(1, 2)
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """`attend` by PyTorch's fused kernels; those that take a bias know no shared keys.
+DENSE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""The kernels that may compute attention under a dense mask. Left out is cuDNN, which PyTorch would prefer on Hopper:
+it makes a plan for every new shape, and every prompt length is one. The flash kernels take no mask."""
 
-    A decoding step's heads stand as the queries of their key, so that the cache is read once; in a prefill keys are
-    repeated, which is little beside the scores.
+ALIGNED = 8
+"""The rows of a dense mask are padded in memory to a multiple of so many numbers: the memory-efficient kernel reads
+only such masks, and PyTorch would copy any other in every layer."""
+
+
+def dense_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to scores: 0 where `seen` [..., Q, K] is true, −inf elsewhere, its rows aligned in memory."""
+    width = seen.shape[-1]
+    room = torch.zeros(*seen.shape[:-1], -(-width // ALIGNED) * ALIGNED, dtype=dtype, device=seen.device)
+    return room[..., :width].masked_fill_(~seen, float("-inf"))
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """`attend` by PyTorch's fused kernels, which take a mask only if every head has a key of its own.
+
+    In a decoding step (Q = 1) the heads that share a key stand as its queries, so that the cache is read once. In a
+    prefill the keys are repeated, which is little beside the scores.
     """
     b, heads, q, d = query.shape
     kv = key.shape[1]
-    if q == 1:
-        folded = query.view(b, kv, heads // kv, d)
-        return F.scaled_dot_product_attention(folded, key, value, bias, scale=scale).reshape(b, heads, 1, d)
-    key, value = (x.repeat_interleave(heads // kv, dim=1) for x in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
+    with sdpa_kernel(DENSE):
+        if q == 1:
+            folded = query.view(b, kv, heads // kv, d)
+            return F.scaled_dot_product_attention(folded, key, value, bias, scale=scale).reshape(b, heads, 1, d)
+        key, value = (x.repeat_interleave(heads // kv, dim=1) for x in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)

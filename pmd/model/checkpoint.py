@@ -18,10 +18,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pmd.files import read_json, write_json
 from pmd.model.distributed import barrier, gather, world
+from pmd.model.sharding import local, own_rows
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -97,11 +97,13 @@ def load(
             shards = {name: _open(path, name, stack) for name in ("weights", "moments")}
             _same_model(path, model, shards["weights"])
             for name, parameter in model.named_parameters():
-                own = {key: _rows(parameter, shards["moments"], f"{name}/{key}") for key in MOMENTS}
-                step = shards["moments"][0].get_tensor(f"{name}/step").to(parameter.device)
-                with torch.no_grad():
-                    parameter.copy_(_rows(parameter, shards["weights"], name))
-                optimizer.state[parameter] = {"step": step, **own}
+                optimizer.state[parameter] = {
+                    "step": shards["moments"][0].get_tensor(f"{name}/step").to(parameter.device),
+                    **{
+                        key: _filled(torch.empty_like(parameter), shards["moments"], f"{name}/{key}") for key in MOMENTS
+                    },
+                }
+                _filled(parameter, shards["weights"], name)
     except Another:
         raise
     except Exception as error:
@@ -132,31 +134,28 @@ def _same_model(path: Path, model: nn.Module, shards: list) -> None:
         raise Another(f"{path}: a checkpoint of another model; delete it, or give the run another folder")
 
 
-def _rows(parameter: nn.Parameter, shards: list, name: str) -> Tensor:
-    """A tensor put together from its shards, as the parameter's own: whole, or this rank's rows of it."""
-    whole = torch.cat([shard.get_tensor(name) for shard in shards])
-    if not isinstance(parameter, DTensor):
-        return whole.to(parameter.device)
-    rank, ranks = world()
-    pieces = whole.chunk(ranks)  # FSDP2 shards rows so
-    local = pieces[rank] if rank < len(pieces) else whole[:0]
-    return DTensor.from_local(
-        local.clone().to(parameter.device),
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+@torch.no_grad()
+def _filled(tensor: Tensor, shards: list, name: str) -> Tensor:
+    """Read this rank's rows of `tensor` into it, from whichever shards hold some of them; no others are read."""
+    target, own = local(tensor), own_rows(tensor)
+    first = 0
+    for shard in shards:
+        saved = shard.get_slice(name)
+        last = first + saved.get_shape()[0]
+        start, stop = max(first, own.start), min(last, own.stop)
+        if start < stop:
+            target[start - own.start : stop - own.start] = saved[start - first : stop - first]
+        first = last
+    return tensor
 
 
-def _local(tensor: Tensor) -> Tensor:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.detach().clone(memory_format=torch.contiguous_format)
+def _copied(tensor: Tensor) -> Tensor:
+    """This rank's rows on the CPU. Tensors of a CPU are not copied, and those of a GPU one at a time."""
+    return local(tensor).detach().to("cpu").contiguous()
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: _local(p) for name, p in model.named_parameters()}
+    return {name: _copied(p) for name, p in model.named_parameters()}
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -164,7 +163,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     flat = {}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
-        flat[f"{name}/step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone()
+        flat[f"{name}/step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device="cpu")
         for key in MOMENTS:
-            flat[f"{name}/{key}"] = _local(state[key]) if key in state else torch.zeros_like(_local(parameter))
+            flat[f"{name}/{key}"] = _copied(state[key] if key in state else torch.zeros_like(parameter))
     return flat

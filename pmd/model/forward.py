@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,30 @@ from transformers import PreTrainedModel
 
 from pmd.model.packing import Packed
 
+COMPILED_LOSS = True
+"""On CUDA, compile what turns logits into log-probabilities; False is the way back if a compiler fails."""
+
 CHUNK_BYTES = 512 * 2**20
 """Bytes of fp32 logits made at once, so that [tokens, vocabulary] never is: 883 rows of a vocabulary of 151,936."""
 
 # --- precision and memory ------------------------------------------------------------------------------------------
 
 
+def compute_type(model: PreTrainedModel) -> torch.dtype:
+    """The type of the policy's matrix products; its weights may be kept in another."""
+    return getattr(model, "compute_dtype", model.dtype)
+
+
 def precision(model: PreTrainedModel) -> AbstractContextManager:
-    """The context of one pass: products in the policy's compute type where its weights are kept in fp32, so that small
-    updates and AdamW's moments are not rounded away. Enter it anew after every update: it caches the cast weights."""
-    compute = getattr(model, "compute_dtype", model.dtype)
-    # of a sharded policy, FSDP2 gathers the weights in the compute type
-    exact = compute == model.dtype or hasattr(model, "score")
-    return nullcontext() if exact else torch.autocast(model.device.type, compute)
+    """The context of one pass of a policy that keeps fp32 weights and computes in a smaller type.
+
+    The weights stay fp32 so that small updates and AdamW's moments are not rounded away. A sharded policy needs no
+    context: FSDP2 gathers its weights in the compute type, so that every layer's input and output have it too. A policy
+    in one piece runs under autocast, which casts the weights and leaves norms and residual stream in fp32; enter the
+    context anew after every update, because it keeps the cast weights.
+    """
+    exact = compute_type(model) == model.dtype or hasattr(model, SHARDED)
+    return nullcontext() if exact else torch.autocast(model.device.type, compute_type(model))
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -36,7 +48,10 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Let torch.compile fuse the norms and feed-forward blocks of every layer, for any number of tokens."""
+    """Let torch.compile fuse the norms and feed-forward blocks of every layer, for any number of tokens.
+
+    They are compiled one by one, inside what FSDP2 gathers and what is recomputed, so both see no difference.
+    """
     for layer in model.base_model.layers:
         for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
             part.compile(dynamic=True)
@@ -59,55 +74,107 @@ def _recomputed(model: PreTrainedModel) -> Iterator[None]:
 # --- log-probabilities ---------------------------------------------------------------------------------------------
 
 
+SHARDED = "packed_log_probs"
+"""The method that `pmd.model.sharding.shard` gives a policy: `packed_log_probs` behind FSDP2's gathering of weights."""
+
+
 class Chosen(torch.autograd.Function):
     """log p [R, V] and ids [R] -> the ids' log-probabilities and the entropies −Σ p log p, both [R].
 
-    One node for both, that keeps log p alone: whichever result is used, a backward pass frees it.
+    Without `entropy` the second is None. One node for both, that keeps log p alone: whichever result is used, a
+    backward pass frees it.
     """
 
     @staticmethod
-    def forward(ctx, log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, log_p: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(log_p, target)
         ctx.set_materialize_grads(False)
-        return log_p.gather(1, target[:, None])[:, 0], -log_p.exp().mul_(log_p).sum(-1)
+        chosen = log_p.gather(1, target[:, None])[:, 0]
+        return chosen, -log_p.exp().mul_(log_p).sum(-1) if entropy else None
 
     @staticmethod
-    def backward(ctx, chosen: Tensor | None, entropy: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx, chosen: Tensor | None, entropy: Tensor | None) -> tuple[Tensor, None, None]:
         log_p, target = ctx.saved_tensors
         gradient = torch.zeros_like(log_p) if entropy is None else log_p.exp().mul_(log_p + 1).mul_(-entropy[:, None])
         if chosen is not None:
             gradient.scatter_add_(1, target[:, None], chosen[:, None])
-        return gradient, None
+        return gradient, None, None
 
 
-def log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def log_probs(
+    model: PreTrainedModel, packed: Packed, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each response token and entropy of its distribution, both [M] fp32, in nats.
 
-    Logits are made CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk. Of a
-    sharded policy (pmd/model/distributed.py) this is a collective: every rank makes the same number of passes.
+    Without `entropy` the second is None and costs nothing; the first is the same to the bit. Logits are made
+    CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk. Of a sharded policy
+    (pmd/model/sharding.py) this is a collective: every rank makes the same number of passes.
     """
-    if not hasattr(model, "score"):
-        return score(model, packed, temperature)
-    result = model.score(packed, temperature)
+    if not hasattr(model, SHARDED):
+        return packed_log_probs(model, packed, temperature, entropy)
+    result = model.packed_log_probs(packed, temperature, entropy)
     if not torch.is_grad_enabled():
         model.reshard()  # a backward pass would have; whole weights left here would miss the next update
     return result
 
 
-def score(model: PreTrainedModel, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+def frozen_log_probs(
+    model: PreTrainedModel, packed: Packed, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """`log_probs` without a graph, for values that are only read.
+
+    A policy in one piece runs in inference mode, which keeps no books at all; FSDP2 must be able to use the weights
+    that it gathers again in a pass with a graph, so a sharded policy runs under no_grad.
+    """
+    with torch.no_grad() if hasattr(model, SHARDED) else torch.inference_mode():
+        return log_probs(model, packed, temperature, entropy)
+
+
+def packed_log_probs(
+    model: PreTrainedModel, packed: Packed, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
     """`log_probs` of a policy whose weights are all here."""
     with precision(model), _recomputed(model):
         hidden = model.base_model(
             input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
         ).last_hidden_state[0]
-        return _token_log_probs(model.get_output_embeddings(), hidden, packed, temperature)
+        return _token_log_probs(model.get_output_embeddings(), hidden, packed, temperature, entropy)
 
 
-def _token_log_probs(head: nn.Module, hidden: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(rows).float()
-        log_p = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-        return Chosen.apply(log_p, target)
+def chosen_log_probs(logits: Tensor, target: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Logits [R, V] and ids [R] -> the ids' log-probabilities and, if asked for, the entropies, both [R] fp32."""
+    logits = logits.float()
+    log_p = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+    return Chosen.apply(log_p, target, entropy)
+
+
+def fusible_log_probs(
+    logits: Tensor, target: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`chosen_log_probs` in operations that a compiler joins to one kernel each way.
+
+    A comparison takes the place of the gather, whose gradient would be scattered into a table of zeros.
+    """
+    log_p = F.log_softmax(logits.float() / temperature, dim=-1)
+    column = torch.arange(logits.shape[1], device=logits.device)
+    chosen = torch.where(column == target[:, None], log_p, 0.0).sum(-1)
+    return chosen, -(log_p.exp() * log_p).sum(-1) if entropy else None
+
+
+@cache
+def compiled():
+    """`fusible_log_probs` compiled for any number of rows. Used on CUDA, where eager passes over [R, V] take about a
+    fifth of an update of a small model; on a CPU numbers must not depend on a compiler."""
+    return torch.compile(fusible_log_probs, dynamic=True)
+
+
+def _token_log_probs(
+    head: nn.Module, hidden: Tensor, packed: Packed, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    choose = compiled() if hidden.is_cuda and COMPILED_LOSS else chosen_log_probs
+
+    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        return choose(head(rows), target, temperature, entropy)
 
     size = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
     rows = F.embedding(packed.predictor, hidden)
@@ -116,5 +183,5 @@ def _token_log_probs(head: nn.Module, hidden: Tensor, packed: Packed, temperatur
         done = [chunk(*piece) for piece in pieces]
     else:
         done = [checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    log_p, entropy = zip(*done, strict=True)
-    return torch.cat(log_p), torch.cat(entropy)
+    log_p, entropies = zip(*done, strict=True)
+    return torch.cat(log_p), torch.cat(entropies) if entropy else None

@@ -1,69 +1,36 @@
-"""The policy: build, load, check and save a Hugging Face causal LM and its tokenizer."""
+"""A policy on disk: find, check, load and save a Hugging Face causal LM and its tokenizer."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 from transformers.utils import logging
 
+from pmd.files import read_json, write_json
 from pmd.model.attention import PACKED
 from pmd.model.device import check_device
-from pmd.model.distributed import barrier, full_weights, sharded, world
+from pmd.model.distributed import barrier, world
+from pmd.model.forward import compute_type
+from pmd.model.sharding import full_weights, local, own_rows, shard, sharded
 
 logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
-
-
-def character_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
-    """One token a character of `symbols`, after <pad>, <eos> and <unk> (ids 0, 1, 2)."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *symbols])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def build_policy(symbols: str, layers: int, width: int, heads: int, kv_heads: int, feedforward: int, seed: int):
-    """A Qwen2-architecture causal LM from scratch, fp32, and its character tokenizer."""
-    tokenizer = character_tokenizer(symbols)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=feedforward,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
-    return model, tokenizer
 
 
 def load_policy(
@@ -71,36 +38,88 @@ def load_policy(
     device: str = "cpu",
     dtype: str = "float32",
     compute: str | None = None,
-    placed: str | None = None,
-):
+    divided: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load (model, tokenizer) from a directory that holds config.json, safetensors weights and a tokenizer, or from
     the hub as `owner/name@revision`, the revision being a commit of 40 hexadecimal digits.
 
-    dtype: of the weights, "auto" being the files'; compute: of the forward and backward pass (see `precision`), None
-    being the same; placed: a device that the caller will move it to, checked before anything is read. No pickle, no
-    remote code; no network unless a revision is named. ValueError in one line naming the model and what is missing,
-    broken or not supported.
+    dtype: of the weights, "auto" being the files'. compute: of the forward and backward pass (see `precision`), None
+    being the same. divided: shard the policy among the ranks (pmd/model/sharding.py); its weights are then in fp32
+    whatever `dtype` says, it is built without memory, and every rank reads its own rows. No pickle, no remote code; no
+    network unless a revision is named. ValueError in one line naming the model and what is missing, broken or not
+    supported.
     """
-    check_device(placed or device, compute or dtype)
+    check_device(device, compute or dtype)
     path = directory(name)
     options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        _check_architecture(AutoConfig.from_pretrained(path, **options))
+    with _explained(path):
+        config = AutoConfig.from_pretrained(path, **options)
+        _check_architecture(config)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            **options,
-            use_safetensors=True,
-            attn_implementation=PACKED,
-            dtype=getattr(torch, dtype, dtype),
-        )
+        model = _empty(path, config) if divided else _whole(path, getattr(torch, dtype, dtype))
         if not model.is_backend_compatible():
             raise ValueError(f"{type(model).__name__} computes attention by itself; transformers' interface is needed")
-    except Exception as error:  # safetensors, tokenizers and transformers each raise their own
-        raise ValueError(f"{path}: the model cannot be loaded ({' '.join(str(error).split())[:200]})") from error
     _check_tokens(path, tokenizer, model)
     model.compute_dtype = getattr(torch, compute) if compute else model.dtype
-    return model.to(device), tokenizer
+    if not divided:
+        return model.to(device), tokenizer
+    with _explained(path):
+        shard(model, device)
+        _read_own_rows(model, path)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Any error as a ValueError in one line: safetensors, tokenizers and transformers each raise their own."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: the model cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+
+
+def _empty(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model in a directory without its weights: fp32 parameters on the meta device, which take no memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED, dtype=torch.float32)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model
+
+
+def _whole(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The model in a directory, on the CPU."""
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation=PACKED,
+        dtype=dtype,
+    )
+
+
+@torch.no_grad()
+def _read_own_rows(model: PreTrainedModel, path: Path) -> None:
+    """Fill this rank's rows of a sharded policy from the safetensors files in a directory.
+
+    Some architectures keep weights on disk under other names or in other shapes than in memory, which transformers
+    converts when it loads (experts of a mixture are one file entry each, one tensor in memory). Of those, every rank
+    loads the whole model on its CPU and takes its rows.
+    """
+    shapes, where = {name: list(p.shape) for name, p in model.named_parameters()}, {}
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())  # not iterable by itself
+            where |= {name: file for name in names if opened.get_slice(name).get_shape() == shapes.get(name)}
+    if set(where) != set(shapes):
+        read = dict(_whole(path, "auto").named_parameters())
+        for name, parameter in model.named_parameters():
+            local(parameter).copy_(read[name][own_rows(parameter)])
+        return
+    for name, parameter in model.named_parameters():
+        with safe_open(where[name], "pt") as opened:
+            local(parameter).copy_(opened.get_slice(name)[own_rows(parameter)])
 
 
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
@@ -156,12 +175,18 @@ def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrai
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Write a Hugging Face model directory (safetensors); the directory appears whole or not at all.
+    """Write a Hugging Face model directory (safetensors) in the compute type; it appears whole or not at all.
 
-    Of a sharded policy rank 0 gathers the weights on its CPU and writes; every rank must call.
+    A policy that computes in bfloat16 is sampled in bfloat16, so its folder says what was sampled and takes half the
+    space; the fp32 weights that training goes on from are in the checkpoint. Of a sharded policy rank 0 gathers the
+    weights on its CPU, one after another, and writes; every rank must call.
     """
-    path, main = Path(path), world()[0] == 0
-    weights = {name: weight.to("cpu") for name, weight in full_weights(model) if main} if sharded(model) else None
+    path, main, dtype = Path(path), world()[0] == 0, compute_type(model)
+    weights = None
+    if sharded(model) or dtype != model.dtype:
+        states = model.state_dict(keep_vars=True)
+        once = {id(weight): name for name, weight in reversed(states.items())}.values()  # tied weights have two names
+        weights = {name: weight.to(dtype).to("cpu") for name, weight in full_weights(model) if main and name in once}
     if main:
         _write(model, tokenizer, path, weights)
     barrier()
@@ -172,6 +197,9 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Pat
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         model.save_pretrained(temporary, state_dict=weights)
+        if weights is not None:  # transformers states the type of the weights in memory
+            config = temporary / "config.json"
+            write_json(config, read_json(config) | {"dtype": str(compute_type(model)).removeprefix("torch.")})
         tokenizer.save_pretrained(temporary)
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -1,11 +1,32 @@
 """Packing: a minibatch's prompts and responses laid out without padding and without repetition.
 
-What several sequences begin with stands once: a prompt for its n responses, and the first tokens that responses have in
-common, which are many where a policy is sure. They are computed once and their gradient is the sum over those who share
-them, so only rounding differs. Every layer of a model but attention works on that flat list of tokens; for attention
-(pmd/model/attention.py) the layout says which tokens each may look at, one of two ways: "blocks" of rows with dense
-biases, fast at the short lengths that a CPU trains on, or "flex", a sparse mask over the flat list itself, for lengths
-whose square is too much memory.
+What several sequences begin with is stored and computed once: a prompt for its n responses, and the first tokens that
+responses have in common, which are many where a policy is sure. Its gradient is the sum over the sequences that share
+it, so only rounding differs. Every layer of a model but attention works on that flat list of tokens.
+
+An example: the prompts are "ab" and "c", the responses "xy." and "xz." to the first and "w." to the second. The last
+token of a response predicts nothing and is left out, and what remains is sorted, so that each sequence begins like the
+one before it. The packed list holds what each sequence adds:
+
+    packed token   0  1  2  3  4  5  6
+    id             a  b  x  y  z  c  w
+    position       0  1  2  3  3  0  1
+    added by       ab    abxy  abxz c cw       (abxz shares abx, cw shares c)
+
+The response tokens x y . x z . w . are predicted by the packed tokens 1 2 3 1 2 4 5 6.
+
+Attention (pmd/model/attention.py) must know which tokens each may look at, and a layout says it in one of two ways.
+"flex" is a sparse mask over the packed list itself, for lengths whose square is too much memory. "blocks" are small
+dense masks, fast at the short lengths that a CPU trains on: a row's queries are the tokens that one sequence adds, and
+its keys are the prefix that the sequence shares with earlier ones and those tokens. Rows of similar length make a
+block, padded to its longest row.
+Here there are three, where the keys before the bar are the shared prefix and . is padding:
+
+    block 1   z looks at a b x | z        block 2   w .  look at c | w .       block 3   x y look at a b | x y
+              c looks at . . . | c                  a b  look at . | a b
+
+(x y is one row, since abxy adds both to its prompt; every query sees its prefix and, of the row, itself and what stands
+before it.)
 """
 
 from __future__ import annotations
@@ -35,10 +56,11 @@ class Packed:
     ids, positions: [1, N]. predictor, target, sequence: [M], for each response token the packed token that predicts it,
     its id and its response (tokens of one response are consecutive). lengths: [S] tokens of each response.
 
-    Attention reads blocks of rows, a row being what one sequence adds to those before it, rows of similar length
-    together so that little of a block is padding. biases: one a block, [B, 1, Q, K], 0 where a query may look and -inf
-    elsewhere; queries, keys: the packed tokens of the blocks' B x Q queries and B x K keys, block after block; scatter:
-    [N], where among the queries each packed token is. For "flex" it reads mask, and the former are empty or None.
+    For attention in blocks: a sequence is one row, whose queries are the tokens that it adds and whose keys are its
+    shared prefix and those tokens. Rows are sorted by length and cut into at most BLOCKS blocks, each padded to its
+    longest row. biases: one a block, [B, 1, Q, K], 0 where a query may look and −inf elsewhere. queries, keys: the
+    packed tokens of the blocks' B x Q queries and B x K keys, block after block. scatter: [N], where among the queries
+    each packed token is. For "flex" there is a mask instead, and these are empty or None.
     """
 
     ids: Tensor
@@ -102,12 +124,13 @@ def pack(
 
 
 class Trie(NamedTuple):
-    """S sorted sequences of at most W tokens, each behind what it shares with the one before it.
+    """The S sequences of a minibatch, of at most W tokens, sorted so that each begins like the one before it; a prefix
+    that is shared is stored once.
 
     token: [S, W], −1 beyond a sequence's end. place: [W], 0 … W−1. shared, own, start: [S], how many first tokens a
     sequence has in common with the one before, how many it adds, and the packed token where those begin. node: [S, W],
     the packed token of every token; without meaning beyond the end. Sequences that share tokens are neighbours, so a
-    packed token's descendants are the ones directly behind it.
+    packed token's descendants, those that come after it in some sequence, are the ones directly behind it.
     """
 
     token: np.ndarray
@@ -127,14 +150,14 @@ def _trie(sequences: list[tuple[int, ...]]) -> Trie:
     shared = np.append(0, common.sum(1))
     own = length - shared
     start = own.cumsum() - own
-    # a place that a row shares was added by the last row before it that shares less
+    # a shared place was added by the nearest earlier row that does not share it
     adds = np.where(shared[:, None] <= place, np.arange(len(length))[:, None], 0)
     by = np.maximum.accumulate(adds, axis=0)
     return Trie(token, place, shared, own, start, start[by] + place - shared[by])
 
 
 def _places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of every token of rows of these lengths, its row and its place there."""
+    """The row of every token of rows of these lengths, and its place in the row; both [sum of lengths]."""
     row = np.repeat(np.arange(len(lengths)), lengths)
     return row, np.arange(len(row)) - (lengths.cumsum() - lengths)[row]
 
@@ -143,37 +166,41 @@ def _places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ends(trie: Trie) -> np.ndarray:
-    """[N], the packed token behind the last descendant of each."""
+    """[N], for each packed token the one behind its last descendant."""
     end = np.zeros(trie.own.sum(), np.int64)
     row, place = (trie.token >= 0).nonzero()
-    end[trie.node[row, place]] = (trie.start + trie.own)[row]  # of several rows that share it the last counts
+    end[trie.node[row, place]] = (trie.start + trie.own)[row]  # of all the rows that share a token, the last stays
     return end
 
 
 def sparse_mask(end: Tensor) -> BlockMask:
     """Which packed tokens each may look at: itself and those that it descends from.
 
-    end: [N] int32, the token behind each one's last descendant; N is a multiple of TILE. Memory is [TILE, N] and
-    [N/TILE, N/TILE], never [N, N].
+    end: [N] int32, for each token the one behind its last descendant; N is a multiple of TILE. Query q sees key k if
+    k <= q < end[k]. Memory is [N] and [N/TILE, N/TILE], never [N, N].
+
+    Which tiles FlexAttention computes follows from the largest and the smallest `end` of a tile's keys, without looking
+    at pairs. All keys of a tile below the diagonal stand before all its queries. A key whose subtree reaches into the
+    tile's queries reaches the first of them, because a subtree is one run of tokens; so some pair is seen if and only
+    if the largest end lies behind the first query, and all are if the smallest lies behind the last. On the diagonal
+    every query sees itself and none sees what follows it.
     """
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < end[k])
 
-    place = torch.arange(len(end), device=end.device)
-    some, every = [], []  # of each tile's pairs, is one seen, are all
-    for q in place.split(TILE):
-        tiles = seen(None, None, q[:, None], place).unflatten(1, (-1, TILE))
-        some.append(tiles.any(2).any(0))
-        every.append(tiles.all(2).all(0))
-    some, every = torch.stack(some), torch.stack(every)
+    ends = end.view(-1, TILE)
+    tile = torch.arange(len(ends), device=end.device)
+    queries, below = tile[:, None] * TILE, tile < tile[:, None]  # the first query of each row of tiles
+    every = below & (ends.amin(1) >= queries + TILE)
+    some = below & (ends.amax(1) > queries) | (tile == tile[:, None])
     partial = [x[None, None] for x in _listed(some & ~every)]
     full = [x[None, None] for x in _listed(every)]
     return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=TILE, mask_mod=seen, seq_lengths=(len(end),) * 2)
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of a table of tiles, how many are set, and their columns before all others; both int32."""
+    """For each row of a boolean table, how many entries are set, and its columns, set ones first; both int32."""
     return tiles.sum(1, dtype=torch.int32), tiles.int().argsort(dim=1, descending=True, stable=True).int()
 
 
@@ -181,7 +208,7 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(trie: Trie) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """At most BLOCKS biases; queries, keys and scatter."""
+    """The biases of at most BLOCKS blocks, and {"queries", "keys", "scatter"}; see Packed."""
     rows = trie.own.argsort(kind="stable")
     parts = np.array_split(rows[trie.own[rows] > 0], BLOCKS)  # a sequence may add nothing
     blocks = [_block(trie.node[i], trie.shared[i], trie.start[i], trie.own[i]) for i in parts if len(i)]

@@ -13,7 +13,7 @@ from pmd.model.distributed import spread
 from pmd.problems.prompts import encode
 from pmd.problems.verifier import equivalent, verify
 from pmd.sampling import accuracy
-from pmd.sampling.torch_engine import Engine, Responses, Sampling
+from pmd.sampling.engine import Engine, Responses, Sampling
 
 VERDICT = ["answer", "correct", "reward", "killed"]
 COLUMNS = ["prompt_id", "sample", "prompt", "response", *VERDICT, "tokens", "truncated", "seed"]

@@ -3,7 +3,7 @@
 A step decodes the first `rows` sequences of a cache in fixed memory and looks at its first `end` places. Whatever
 changes from step to step stands in tensors, so a step recorded once for (rows, end) is right whenever it is replayed,
 with the weights that the model has then. Few pairs occur: `rows` is halved as sequences finish, and of `end` there are
-four sizes an octave. The step is the same on every device; only `capture` needs CUDA (and was not run on a GPU yet).
+four sizes an octave. The step is the same on every device; only `capture` needs CUDA.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from pmd.model.attention import PACKED
+from pmd.model.attention import PACKED, dense_mask
+from pmd.model.sharding import allocate, full_weights
 
 PREFILL = 8192
-"""Tokens of a prefill pass, padding included: its bias is of all pairs of places of each prompt."""
+"""Tokens of a prefill pass, padding included. Its mask holds all pairs of places of each prompt: PREFILL times the
+longest prompt's length in all, or that length squared if it is more."""
 
 KEPT = 1 / 20
 """Share of a device's memory below which a cache and its graphs stay between calls; more is handed back to training."""
@@ -28,7 +30,7 @@ SHARE = 0.8
 """Share of a device's free memory that a cache may take; the rest is for activations, logits and sampling."""
 
 SAMPLED = 40
-"""Bytes of a token of the vocabulary in `pmd.sampling.torch_engine.choose`, counted generously."""
+"""Bytes of a token of the vocabulary in `pmd.sampling.engine.choose`, counted generously."""
 
 CHECK = 16
 """Steps between two looks at which sequences have ended: each look waits for the device."""
@@ -112,15 +114,15 @@ class State:
 def step(model: PreTrainedModel, cache: StaticCache, state: State, rows: int, end: int) -> Tensor:
     """Logits [rows, V] of the token after `state.token`, which it writes into the cache at `cache.place` < end.
 
-    Done twice, it leaves what it left done once. It never asks the device for a value.
+    It is idempotent: run twice, it writes the same values, so it can be warmed up before it is recorded. It never reads
+    a value back from the device, nor copies one to it.
     """
     cache.rows, cache.end = rows, end
     pad, place = state.pad[:rows, None], torch.arange(end, device=state.pad.device)
     seen = (place >= pad) & (place <= cache.place)
-    bias = torch.zeros(seen.shape, dtype=model.dtype, device=pad.device).masked_fill(~seen, float("-inf"))
     return model(
         input_ids=state.token[:rows, None],
-        attention_mask=bias[:, None, None],
+        attention_mask=dense_mask(seen, model.dtype)[:, None, None],
         position_ids=cache.place - pad,
         past_key_values=cache,
     ).logits[:, -1]
@@ -133,6 +135,7 @@ Run = Callable[[], object]
 def capture(run: Run, device: torch.device, pool: tuple[int, int]) -> Run:
     """`run` as a CUDA graph; graphs share the pool, so none may leave a tensor of its own behind.
 
+    Only what this thread does can break the recording ("thread_local"): another one may allocate memory meanwhile.
     RuntimeError in one line if the model waits for the device within a step.
     """
     with torch.cuda.device(device):
@@ -144,7 +147,7 @@ def capture(run: Run, device: torch.device, pool: tuple[int, int]) -> Run:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 run()
         except RuntimeError as error:
             raise RuntimeError(
@@ -189,11 +192,12 @@ class Decoder:
             some, each = prompts[i : i + size], counts[i : i + size]
             out, cache, pad = prefill(self.model, some, width, eos)
             rows = slice(ends[i - 1] if i else 0, ends[i + len(some) - 1])
-            self.state.pad[rows] = pad.repeat_interleave(each)
+            whose = torch.arange(len(some), device=pad.device).repeat_interleave(each)  # the prompt of each row
+            self.state.pad[rows] = pad[whose]
             for layer, memory in zip(cache.layers, self.cache.memory, strict=True):
                 for x, room in zip((layer.keys, layer.values), memory, strict=True):
-                    room[rows, :, :width] = x.to(room.dtype).repeat_interleave(each, dim=0)
-            logits.append(out.repeat_interleave(each, dim=0))
+                    room[rows, :, :width] = x.to(room.dtype)[whose]
+            logits.append(out[whose])
         return torch.cat(logits), width
 
     def next(self, rows: int, place: int) -> Tensor:
@@ -225,11 +229,10 @@ def prefill(
     place = torch.arange(width, device=model.device)
     causal = place <= place[:, None]
     seen = (causal & (place >= pad[:, None])[:, None]) | (place == place[:, None])  # a pad sees itself: no empty row
-    bias = torch.zeros(seen[:, None].shape, dtype=model.dtype, device=model.device)
     cache = DynamicCache()
     out = model(
         input_ids=ids,
-        attention_mask=bias.masked_fill(~seen[:, None], float("-inf")),
+        attention_mask=dense_mask(seen[:, None], model.dtype),
         position_ids=(place - pad[:, None]).clamp_min(0),
         past_key_values=cache,
         logits_to_keep=1,
@@ -279,16 +282,16 @@ def decode(
 
 
 def replica(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same architecture with weights of its own in `dtype`, to be filled by `refresh`."""
-    device = model.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+    """A whole model of the same architecture in `dtype` on the same device, whose weights `refresh` fills in."""
+    with torch.device("meta"):
         copy = AutoModelForCausalLM.from_config(model.config, attn_implementation=PACKED, dtype=dtype)
+    allocate(copy, model.device)
     return copy.requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def refresh(copy: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Hand the model's weights over, in place and rounded to the copy's type."""
+    """Hand the model's weights over, in place, rounded to the copy's type; of a sharded model every rank must call."""
     own = copy.state_dict()
-    for name, weight in model.state_dict().items():
+    for name, weight in full_weights(model):
         own[name].copy_(weight)

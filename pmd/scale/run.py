@@ -52,7 +52,7 @@ def train_entry(values: dict[str, Any], name: str, progress: bool = True) -> dic
 def _drop_long_prompts(entry: Scale, config: Train, architecture: Any, problems: list, sets: dict) -> dict[str, dict]:
     """Remove from the problem sets, in place, the prompts that are too long; {file: {"prompts": kept, "too_long"}}."""
     from pmd.problems.prompts import fit
-    from pmd.sampling.torch_engine import context
+    from pmd.sampling.engine import context
 
     tokenizer, most, counts = _tokenizer(model_path(entry)), context(architecture), {}
     room = most and most - max(config.max_tokens, config.eval_max_tokens)

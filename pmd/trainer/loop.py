@@ -23,11 +23,13 @@ from pmd.harness.config import Train, identity
 from pmd.model import checkpoint, distributed, threads
 from pmd.model.forward import checkpoint_activations, compile_layers
 from pmd.model.loading import load_policy, save_policy
+from pmd.model.sharding import trained_sharded
 from pmd.problems.prompts import encode
 from pmd.sampling.accuracy import accuracy
+from pmd.sampling.engine import Engine, Sampling
 from pmd.sampling.scoring import respond, score, summarise
 from pmd.sampling.seeds import derive, prompt_order
-from pmd.sampling.torch_engine import Engine, Sampling, TorchEngine
+from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.passes import Rollouts, from_tensors, to_tensors
 from pmd.trainer.update import Clock, learn, remember
 
@@ -127,25 +129,16 @@ def train(
 
 
 def load(config: Train, base: str | Path, device: str, engine: Callable[..., Engine] | None = None) -> Policy:
-    """The policy of a run, its optimizer and its engine; several ranks load on the CPU and shard from there."""
-    many = distributed.world()[1] > 1
-    model, tokenizer = load_policy(
-        base, "cpu" if many else device, "auto" if many else "float32", config.dtype, placed=device
-    )
+    """The policy of a run, its optimizer and its engine."""
+    model, tokenizer = load_policy(base, device, compute=config.dtype, divided=trained_sharded(device))
     if config.checkpoint_activations:
         checkpoint_activations(model)
     if config.compile:
         compile_layers(model)
-    if many:
-        distributed.shard(model, device)
     betas = (config.beta1, config.beta2)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True)
     make = engine or ENGINES[config.engine]
     return Policy(model, tokenizer, optimizer, make(model, tokenizer.eos_token_id, **config.engine_options))
-
-
-def _torch_engine(model: PreTrainedModel, eos: int) -> Engine:
-    return distributed.ReplicaEngine(model, eos) if distributed.world()[1] > 1 else TorchEngine(model, eos)
 
 
 def _vllm_engine(model: PreTrainedModel, eos: int, **options) -> Engine:
@@ -154,7 +147,7 @@ def _vllm_engine(model: PreTrainedModel, eos: int, **options) -> Engine:
     return VLLMEngine(model, eos, **options)
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"torch": _torch_engine, "vllm": _vllm_engine}
+ENGINES: dict[str, Callable[..., Engine]] = {"torch": TorchEngine, "vllm": _vllm_engine}
 
 
 def _drift(engine: Engine) -> dict:

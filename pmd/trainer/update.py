@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from pmd.harness.config import Train
-from pmd.model.distributed import gather, sharded, total, world
-from pmd.model.forward import log_probs
+from pmd.model.distributed import gather, total, world
+from pmd.model.forward import frozen_log_probs, log_probs
+from pmd.model.sharding import sharded
 from pmd.theory import population
 from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, group_mean, keep_groups, leave_one_out_mean
 from pmd.trainer.passes import Microbatch, Rollouts, microbatch, passes, split
@@ -98,15 +99,9 @@ def freeze(
     shared = len(minibatches[0]) == 1 and not sharded(model)
     forward = [log_probs(model, batches[0].packed, config.temperature)] if shared else []
     first = [(log_p.detach(), entropy.detach()) for log_p, entropy in forward]
-    read = first + [_frozen(model, batch, config) for batch in batches[len(first) :]]
+    read = first + [frozen_log_probs(model, batch.packed, config.temperature) for batch in batches[len(first) :]]
     real = [entropy for batch, (_, entropy) in zip(batches, read, strict=True) if batch.part]
     return forward, [log_p for log_p, _ in read], _mean_over_ranks(real)
-
-
-def _frozen(model: PreTrainedModel, batch: Microbatch, config: Train) -> tuple[Tensor, Tensor]:
-    """`log_probs` without a graph. Inference mode keeps no books at all, but FSDP2 reuses what it gathers."""
-    with torch.no_grad() if sharded(model) else torch.inference_mode():
-        return log_probs(model, batch.packed, config.temperature)
 
 
 def _mean_over_ranks(pieces: list[Tensor]) -> float:
@@ -119,7 +114,7 @@ def _mean_over_ranks(pieces: list[Tensor]) -> float:
 def remember(config: Train, model: PreTrainedModel, rollouts: Rollouts) -> dict:
     """{"old", "entropy"} of Rollouts: log π_t of every response and π_t's mean entropy, for rollouts that will wait."""
     batches = own_batches(config, rollouts, [list(range(len(rollouts.prompts)))], rollouts.rewards, model.device)
-    read = [(batch, *_frozen(model, batch, config)) for batch in batches]
+    read = [(batch, *frozen_log_probs(model, batch.packed, config.temperature)) for batch in batches]
     own: dict[tuple[int, int], Tensor] = {}
     for batch, log_p, _ in read:
         pieces = log_p.cpu().split(batch.packed.lengths.tolist())
@@ -156,7 +151,7 @@ def _update(
     loss_sum, active = 0.0, []
     for batch, before, weight in batches:
         packed = batch.packed
-        new, _ = forward.pop() if forward else log_probs(model, packed, config.temperature)
+        new, _ = forward.pop() if forward else log_probs(model, packed, config.temperature, entropy=False)
         seen = Minibatch(
             new - before, batch.advantage, packed.sequence, packed.lengths, config.max_tokens, whole, weight
         )
@@ -218,7 +213,7 @@ def _measure(model: PreTrainedModel, batches: list[Microbatch], old: list[Tensor
         return {"lambda": 0.0, "kl": 0.0, "chi2": 0.0}
     own = []
     for batch, before in zip(batches, old, strict=False):
-        after, _ = _frozen(model, batch, config)
+        after, _ = frozen_log_probs(model, batch.packed, config.temperature, entropy=False)
         s = Minibatch(after - before, before, batch.packed.sequence, batch.packed.lengths, 1).s.double()
         own.append(s if batch.part else s[:0])
     s = torch.cat(gather(torch.cat(own).cpu()))

@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from pmd.files import write_json
 from pmd.model import distributed
-from pmd.model.loading import build_policy
+from pmd.model.build import build_policy
+from pmd.model.sharding import shard
 from pmd.problems.arithmetic import SYMBOLS
-from pmd.sampling.torch_engine import Sampling
+from pmd.sampling.engine import Sampling
 from pmd.scale.vllm_engine import VLLMEngine
 
 SMALL = {"kv_cache_memory_bytes": 64 << 20}
@@ -101,7 +102,7 @@ def main(case: str, folder: str) -> None:
     distributed.start("cpu")
     model, _ = build()
     model.compute_dtype = torch.float32
-    distributed.shard(model, "cpu")
+    shard(model, "cpu")
     if case == "sample":
         seen = {"1": run(model, 1), "2": run(model, 2)}
         write_json(Path(folder) / f"{distributed.world()[0]}.json", seen)

@@ -17,7 +17,8 @@ from pmd.model.forward import log_probs
 from pmd.model.loading import load_policy, save_policy
 from pmd.model.packing import pack
 from pmd.problems.verifier import Verdict
-from pmd.sampling.torch_engine import Sampling, TorchEngine
+from pmd.sampling.engine import Sampling
+from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale import vllm_engine
 from pmd.scale.vllm_engine import TOLERANCE, VLLMEngine, compare
 from pmd.trainer.loop import train

@@ -1,0 +1,88 @@
+"""What samples: the protocol that the trainer and the evaluator know, and the choice of a token.
+
+An engine turns prompts into responses. `pmd.sampling.torch_engine` has one that runs in the trainer's own process,
+`pmd.scale` one that hands the weights to vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+LIKELIEST = 1024
+"""On CUDA, how many of the likeliest tokens are sorted for top-p before all of a vocabulary of 150,000 are."""
+
+Responses = list[list[list[int]]]
+"""[prompt][sample] -> token ids; a response that ended by itself ends with the end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: at most `max_tokens` tokens, at this temperature, from the smallest set of mass `top_p`."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, must be > 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, must be in (0, 1]")
+
+
+class Engine(Protocol):
+    """Whatever samples responses: `n` to each prompt, the same ones for the same seed and weights.
+
+    first: how many prompts of a larger batch stand before these, which get the random numbers they have in that batch.
+    """
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
+    ) -> Responses: ...
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | None = None) -> Tensor:
+    """Inverse-CDF sampling: [R, V] logits and S uniform numbers -> [S] token ids, each from its row (default: its own).
+
+    The uniform numbers are drawn per response beforehand, so a response does not depend on which others are alive.
+    """
+    p = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        p = nucleus(p, sampling.top_p, LIKELIEST if p.is_cuda else p.shape[-1])
+    cdf = p.cumsum(-1) if row is None else p.cumsum(-1)[row]
+    total = cdf[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
+    token = torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
+    return token.clamp_max(p.shape[-1] - 1)  # of logits that are not numbers: the loss will say so
+
+
+def nucleus(p: Tensor, top_p: float, most: int) -> Tensor:
+    """Probabilities [R, V] with those outside the smallest set of mass `top_p` set to 0; of equals the first count.
+
+    Only the `most` likeliest are sorted if that is enough for every row, which costs one look at the device; else all
+    are. It is enough if the smallest of them is left out: then no token beyond them belongs to the set.
+    """
+    if most < p.shape[-1]:
+        index = p.topk(most, sorted=False).indices.sort().values  # equal probabilities in the order of their tokens
+        ordered, place = p.gather(1, index).sort(dim=-1, descending=True, stable=True)
+        inside = ordered.cumsum(-1) - ordered < top_p
+        if not (inside & (ordered == ordered[:, -1:])).any():
+            return torch.zeros_like(p).scatter(1, index.gather(1, place), ordered.where(inside, 0.0))
+    ordered, index = p.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    return p.scatter(1, index, ordered.where(before < top_p, 0.0))
+
+
+def context(config: PreTrainedConfig) -> int | None:
+    """The most tokens, prompt and response together, that a model was made for; None if its configuration is silent."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
