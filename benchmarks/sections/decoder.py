@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pmd.sampling.torch_engine import Responses, Sampling, TorchEngine
+from pmd.sampling.engine import Responses, Sampling
+from pmd.sampling.torch_engine import TorchEngine
 from sections.common import EOS, SMALL, TINY, Context, Row, bound, build, equal, fact, free, opinionated, seconds
 
 GREEDY = 1e-9

@@ -8,9 +8,10 @@ import torch
 
 from pmd.harness.config import train_config
 from pmd.model import checkpoint
-from pmd.model.distributed import ReplicaEngine, shard
 from pmd.model.forward import checkpoint_activations
-from pmd.sampling.torch_engine import Sampling
+from pmd.model.sharding import shard
+from pmd.sampling.engine import Sampling
+from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale.memory import phases, state
 from pmd.scale.shape import shape
 from pmd.trainer.update import learn
@@ -81,7 +82,7 @@ def memory(context: Context) -> Iterator[Row]:
     yield from against(context, "update", peak(context.device), update)
     yield fact("update, log π and measurements with it", spent, "s")
     free(context.device)
-    engine = ReplicaEngine(model, EOS)
+    engine = TorchEngine(model, EOS)
     engine.sample(rollouts.prompts, n, Sampling(length), 1)
     yield from against(context, "rollout", peak(context.device), sum(planned["rollout"].values()))
     del engine

@@ -16,11 +16,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pmd.files import write_text
 from pmd.harness.config import train_config
-from pmd.model.distributed import shard
 from pmd.model.forward import checkpoint_activations, compile_layers, log_probs
 from pmd.model.packing import pack
+from pmd.model.sharding import shard
+from pmd.sampling.engine import Sampling
 from pmd.sampling.static_decoder import budget
-from pmd.sampling.torch_engine import Sampling, TorchEngine
+from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale.shape import architecture
 from pmd.trainer.passes import Rollouts
 from pmd.trainer.update import learn

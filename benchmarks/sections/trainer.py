@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pmd.harness.config import Train, train_config
-from pmd.model.distributed import shard
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
+from pmd.model.sharding import shard
 from pmd.trainer.objectives import OBJECTIVES
 from pmd.trainer.passes import Rollouts
 from pmd.trainer.update import learn
