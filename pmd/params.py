@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -20,9 +20,6 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 
 from pmd.files import ROOT, write_text
-
-if TYPE_CHECKING:
-    from pmd.harness.config import Train
 
 S = TypeVar("S", bound="Settings")
 
@@ -141,27 +138,6 @@ def _kind(hint: Any) -> str:
         kind = {list: "a list", dict: "a mapping"}[origin]
         return kind if inner[-1] is Any else f"{kind}, each {'' if origin is list else 'value '}{_kind(inner[-1])}"
     return " or ".join(_kind(option) for option in inner) if inner else _KINDS.get(hint, str(hint))
-
-
-def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:
-    """`pmd.harness.config.train_config`, by its old name until its callers call that."""
-    from pmd.harness.config import train_config
-
-    return train_config(method, seed, {"train": values, "methods": methods}, **changes)
-
-
-def seeds(values: dict[str, Any], key: str = "train.seeds") -> list[int]:
-    """`pmd.harness.config.seeds`, by its old name until its callers call that."""
-    from pmd.harness import config
-
-    return config.seeds(values, key)
-
-
-def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
-    """`pmd.harness.config.identity`, by its old name until its callers call that."""
-    from pmd.harness import config as harness
-
-    return harness.identity(config, tags)
 
 
 def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
