@@ -1,13 +1,14 @@
 """params.yaml: reading it, checking a namespace against its class, applying a preset.
 
 The classes stand beside the code that reads them: `Base` (pmd/model/from_scratch.py), `Train` (pmd/harness/config.py),
-`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale), `Task` (pmd/problems/arithmetic.py) and `ProblemSet`
-(pmd/foreign_sets/formats.py).
+`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale/entry.py), `Task` (pmd/problems/arithmetic.py) and
+`ProblemSet` (pmd/foreign_sets/formats.py).
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable
@@ -24,7 +25,7 @@ from pmd.files import ROOT, write_text
 S = TypeVar("S", bound="Settings")
 
 OPEN = ("tasks", "sets", "hub_sets", "benchmark", "scale")
-"""Namespaces whose entries a preset may add to: they are named by whoever writes them."""
+"""Namespaces to which a preset may add entries: whoever writes an entry chooses its name."""
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -151,9 +152,9 @@ def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
 
 
 def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
-    """Write `changes` into `values` in place, key by key; ValueError if a key is not there already.
+    """Write `changes` into `values` in place, key by key; where: the name of `values` in an error.
 
-    The namespaces in OPEN name their entries freely: there a new one is added.
+    ValueError if a key is not there already, but in the namespaces of OPEN a new entry is added.
     """
     for key, change in changes.items():
         require(
@@ -176,11 +177,6 @@ def apply_preset(name: str, root: Path = ROOT) -> None:
     yaml.preserve_quotes, yaml.width = True, 1000
     values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
     overlay(values, load(root / "presets" / f"{name}.yaml"), name)
-
-    class Text(list):
-        def write(self, piece):
-            self.append(piece)
-
-    text = Text()
+    text = io.StringIO()
     yaml.dump(values, text)
-    write_text(root / "params.yaml", "".join(piece if isinstance(piece, str) else piece.decode() for piece in text))
+    write_text(root / "params.yaml", text.getvalue())
