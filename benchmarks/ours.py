@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pmd import params
 from pmd.files import read_jsonl
+from pmd.harness.config import train_config
 from pmd.problems.reader import read_problems
 from pmd.sampling.engine import Responses
 from pmd.sampling.torch_engine import TorchEngine
@@ -61,7 +62,7 @@ def main() -> None:
         "dtype": "float32",
         "threads": shape["threads"],
     }
-    config = params.train(values["train"], values["methods"], "grpo", 0, **changes)
+    config = train_config("grpo", 0, values, **changes)
     calls: list[tuple[float, float, int]] = []
     sampled: list[Responses] = []
 

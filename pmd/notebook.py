@@ -1,9 +1,8 @@
-"""Execute a parameterized notebook: papermill, with the checks it does not make.
+"""Execute a parameterized notebook by papermill, as a stage of the pipeline (`pmd notebook`).
 
-    pmd notebook notebooks/2-train.ipynb -p method=pmd-mean -p preset=default
-
-The namespaces of params.yaml that the notebook's `parameters` cell declares are injected whole, then the values
-given with -p. A name that the cell does not declare is an error here, where papermill would only warn.
+The notebook's cell `parameters` declares names. A name that is a namespace of params.yaml receives that namespace
+whole, and values given with `-p` replace the declared ones. A value for a name that the cell does not declare is an
+error here, where papermill would only warn.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from pmd import params
 from pmd.files import ROOT, write_json
 
 SPIN = "1000"
-"""How often GNU OpenMP's threads ask for work before they sleep. They ask for milliseconds otherwise, and where another
-program wants their core, that makes a stage on two threads three times slower than sharing the core would."""
+"""How many times a thread of GNU OpenMP looks for work before it sleeps. By default it keeps looking for milliseconds;
+where another program wants that core, a stage on two threads then takes three times as long as with a shared core."""
 
 
 def declared(notebook: Path) -> list[str]:
@@ -37,7 +36,10 @@ def declared(notebook: Path) -> list[str]:
 
 
 def values_for(notebook: Path, given: dict[str, Any], namespaces: dict[str, Any]) -> dict[str, Any]:
-    """What to inject; ValueError naming a given parameter that the notebook does not declare."""
+    """The parameters to inject into a notebook: namespaces that it declares, then the given values.
+
+    ValueError if a given name is not one that the notebook declares.
+    """
     names = declared(notebook)
     for name in given:
         params.require(
@@ -50,7 +52,11 @@ def values_for(notebook: Path, given: dict[str, Any], namespaces: dict[str, Any]
 
 
 def execute(notebook: Path, stage: str, given: dict[str, Any]) -> None:
-    """Run a notebook as a pipeline stage: the executed copy and the stage's cost go below runs/<preset>/."""
+    """Run a notebook as a stage of the pipeline.
+
+    Writes the executed copy to runs/<preset>/notebooks/<stage>.ipynb and, if it succeeds, what the stage cost to
+    runs/<preset>/stages/<stage>.json. ValueError in one line for an error in a cell.
+    """
     namespaces = params.load()
     values = values_for(notebook, given, namespaces)
     folder = ROOT / "runs" / str(values.get("preset", namespaces["preset"]))

@@ -1,18 +1,19 @@
 """params.yaml: reading it, checking a namespace against its class, applying a preset.
 
 The classes stand beside the code that reads them: `Base` (pmd/model/from_scratch.py), `Train` (pmd/harness/config.py),
-`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale), `Task` (pmd/problems/arithmetic.py) and `ProblemSet`
-(pmd/foreign_sets/formats.py).
+`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale/entry.py), `Task` (pmd/problems/arithmetic.py) and
+`ProblemSet` (pmd/foreign_sets/formats.py).
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -21,13 +22,10 @@ from ruamel.yaml import YAML
 
 from pmd.files import ROOT, write_text
 
-if TYPE_CHECKING:
-    from pmd.harness.config import Train
-
 S = TypeVar("S", bound="Settings")
 
 OPEN = ("tasks", "sets", "hub_sets", "benchmark", "scale")
-"""Namespaces whose entries a preset may add to: they are named by whoever writes them."""
+"""Namespaces to which a preset may add entries: whoever writes an entry chooses its name."""
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -143,27 +141,6 @@ def _kind(hint: Any) -> str:
     return " or ".join(_kind(option) for option in inner) if inner else _KINDS.get(hint, str(hint))
 
 
-def train(values: dict[str, Any], methods: dict[str, dict], method: str, seed: int, **changes: Any) -> Train:
-    """`pmd.harness.config.train_config`, by its old name until its callers call that."""
-    from pmd.harness.config import train_config
-
-    return train_config(method, seed, {"train": values, "methods": methods}, **changes)
-
-
-def seeds(values: dict[str, Any], key: str = "train.seeds") -> list[int]:
-    """`pmd.harness.config.seeds`, by its old name until its callers call that."""
-    from pmd.harness import config
-
-    return config.seeds(values, key)
-
-
-def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
-    """`pmd.harness.config.identity`, by its old name until its callers call that."""
-    from pmd.harness import config as harness
-
-    return harness.identity(config, tags)
-
-
 def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
     """params.yaml as plain dictionaries; ValueError naming the file if it is not a YAML mapping."""
     try:
@@ -175,9 +152,9 @@ def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
 
 
 def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
-    """Write `changes` into `values` in place, key by key; ValueError if a key is not there already.
+    """Write `changes` into `values` in place, key by key; where: the name of `values` in an error.
 
-    The namespaces in OPEN name their entries freely: there a new one is added.
+    ValueError if a key is not there already, but in the namespaces of OPEN a new entry is added.
     """
     for key, change in changes.items():
         require(
@@ -200,11 +177,6 @@ def apply_preset(name: str, root: Path = ROOT) -> None:
     yaml.preserve_quotes, yaml.width = True, 1000
     values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
     overlay(values, load(root / "presets" / f"{name}.yaml"), name)
-
-    class Text(list):
-        def write(self, piece):
-            self.append(piece)
-
-    text = Text()
+    text = io.StringIO()
     yaml.dump(values, text)
-    write_text(root / "params.yaml", "".join(piece if isinstance(piece, str) else piece.decode() for piece in text))
+    write_text(root / "params.yaml", text.getvalue())

@@ -1,7 +1,8 @@
-"""Worker processes for runs side by side. torch and transformers take seconds to load, and once is enough.
+"""Worker processes for runs side by side.
 
-On Linux the workers are forked from a server that has loaded them and done nothing else. Elsewhere, and with an
-accelerator, what is loaded does not survive a fork: there each worker starts afresh and loads for itself.
+torch and transformers take seconds to load. On Linux and on a CPU, workers are therefore forked from a server process
+that has loaded them and done nothing else. On other systems, and with an accelerator, a loaded torch does not survive a
+fork: there each worker starts afresh and loads for itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 
 LOADED = "pmd.trainer.loop"
+"""The module that the server loads, with all that it imports."""
 
 
 def workers(threads: int, device: str) -> int:
@@ -48,7 +50,7 @@ def forked(device: str) -> bool:
 
 
 def prepare(device: str) -> None:
-    """Let the server begin to load, so that it does while the caller goes on; without this, `processes` starts it."""
+    """Start the server now, so that it loads while the caller goes on; otherwise `processes` starts it."""
     if forked(device):
         multiprocessing.set_forkserver_preload([LOADED])
         forkserver.ensure_running()
@@ -56,7 +58,7 @@ def prepare(device: str) -> None:
 
 @contextmanager
 def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
-    """`count` worker processes; leaving waits for them, and cancels what has not begun if an error is the reason.
+    """A pool of `count` worker processes. Leaving the block waits for them; an error cancels what has not begun.
 
     A worker whose caller was killed ends at once: when the caller is started again, nobody else writes its files.
     """
@@ -75,7 +77,10 @@ def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
 
 
 def stop_server() -> None:
-    """End the server, which counts its workers' memory to this process. Killed, for torch takes seconds to unload."""
+    """End the server, so that the memory of its workers is counted to this process (`cost` in pmd/notebook.py).
+
+    It is killed, because unloading torch takes seconds.
+    """
     server = forkserver._forkserver
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)

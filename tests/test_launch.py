@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from pmd import params
 from pmd.experiments import launch
 from pmd.experiments.launch import Job, run_all
 from pmd.files import ROOT, fingerprint, read_json, write_json, write_jsonl
+from pmd.harness.config import identity, train_config
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
 
@@ -26,7 +26,7 @@ def stage(tiny_dir, tmp_path, server):
 
 def config(**changes):
     seed = changes.pop("seed", 1)
-    return params.train(COMMITTED["train"], COMMITTED["methods"], "pmd-mean", seed, **(SMALL | changes))
+    return train_config("pmd-mean", seed, COMMITTED, **(SMALL | changes))
 
 
 def test_runs_side_by_side_equal_runs_one_by_one(stage, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_a_failure_keeps_what_is_done_and_foreign_work_is_thrown_away(stage, tmp
 
 def test_work_of_another_base_model_does_not_count(tmp_path):
     job = Job(config(), "a", {"fingerprint": "new"})
-    write_json(tmp_path / "a" / "run.json", params.identity(job.config, {"fingerprint": "old"}))
+    write_json(tmp_path / "a" / "run.json", identity(job.config, {"fingerprint": "old"}))
     launch._drop_foreign(tmp_path / "a", job)
     assert not (tmp_path / "a").exists()
 
@@ -87,17 +87,17 @@ ALONE = """
 import sys
 from pathlib import Path
 
-from pmd import params
+from pmd import load_params, train_config
 from pmd.evaluators import evaluate
 from pmd.experiments import ablations, launch, tuning
 from pmd.paper import claims, figures, logs, report, tables, typeset
 
 if __name__ == "__main__":  # a worker that does not fork imports this file
     base, data, out = map(Path, sys.argv[1:])
-    values = params.load()
+    values = load_params()
     ablations.jobs(values["ablate"], values["train"], values["methods"])
     small = {"steps": 1, "prompts": 2, "group_size": 2, "minibatches": 1, "probe": 1, "eval_k": 1, "eval_prompts": 1}
-    job = launch.Job(params.train(values["train"], values["methods"], "pmd-mean", 1, **small), "m/seed-1")
+    job = launch.Job(train_config("pmd-mean", 1, values, **small), "m/seed-1")
     launch.run_all([job], base, data, ["val"], out)
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the parent loaded {loaded}" if loaded else 0)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from pmd import params
 from pmd.files import read_json, read_jsonl
+from pmd.harness.config import train_config
 from pmd.model import checkpoint
 from pmd.problems.verifier import Verdict
 from pmd.trainer import loop, update
@@ -25,7 +26,7 @@ SETS = {"val": PROBLEMS[:4]}
 
 
 def config(method: str = "pmd-mean", **changes):
-    return params.train(COMMITTED["train"], COMMITTED["methods"], method, 1, **(SMALL | changes))
+    return train_config(method, 1, COMMITTED, **(SMALL | changes))
 
 
 def run(base, out, **changes):

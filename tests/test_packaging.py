@@ -69,6 +69,15 @@ def test_lock_is_closed_under_dependencies():
                 assert requirement.specifier.contains(lock[name], prereleases=True), f"not as locked: {requirement}"
 
 
+def test_the_wheel_ships_every_room_and_its_type_hints():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert tools["packages"]["find"]["include"] == ["pmd*"]
+    assert tools["package-data"]["pmd"] == ["py.typed"]
+    assert (ROOT / "pmd" / "py.typed").is_file()
+    rooms = {path.parent for path in (ROOT / "pmd").rglob("*.py")}
+    assert not [room for room in rooms if not (room / "__init__.py").is_file()]
+
+
 def test_lock_serves_cpu_and_cuda_alike():
     lock = locked()
     assert lock["torch"] == "2.13.0"

@@ -140,7 +140,7 @@ def test_a_preset_changes_what_it_names_and_keeps_the_comments(root):
     assert after["preset"] == "smoke"
     assert after["train"]["steps"] == params.load(root / "presets" / "smoke.yaml")["train"]["steps"]
     assert after["train"]["tau"] == before["train"]["tau"]
-    assert "# supervised training from scratch" in (root / "params.yaml").read_text()
+    assert "# the base model, trained from scratch" in (root / "params.yaml").read_text()
 
 
 def test_an_unknown_preset_or_a_preset_with_an_unknown_key_is_refused(root):

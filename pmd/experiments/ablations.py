@@ -6,6 +6,7 @@ from typing import Any
 
 from pmd import params
 from pmd.experiments.launch import Job
+from pmd.harness.config import seeds, train_config
 
 AXES = ("tau", "group", "stale")
 
@@ -48,12 +49,12 @@ def jobs(ablate: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]
 
     ablate: `seeds`, and for each axis a mapping with `values` and `methods`.
     """
-    seeds = params.seeds(ablate, "ablate.seeds")
+    values, found = {"train": train, "methods": methods}, seeds(ablate, "ablate.seeds")
     for key in ablate:
         params.require(key in ("seeds", *AXES), f"ablate.{key}", ablate[key], f"one of seeds, {', '.join(AXES)}")
     return [
         Job(
-            params.train(train, methods, method, seed, **changes(axis, value, train)),
+            train_config(method, seed, values, **changes(axis, value, train)),
             f"{axis}/{method}-{value}/seed-{seed}",
             {"axis": axis},
         )
@@ -61,5 +62,5 @@ def jobs(ablate: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]
         if axis in ablate
         for value in ablate[axis]["values"]
         for method in ablate[axis]["methods"]
-        for seed in seeds
+        for seed in found
     ]

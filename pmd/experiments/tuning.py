@@ -10,6 +10,7 @@ import pandas as pd
 from pmd import params
 from pmd.experiments.launch import Job
 from pmd.files import read_jsonl
+from pmd.harness.config import seeds, train_config
 from pmd.methods import METHODS
 from pmd.sampling.accuracy import accuracy
 
@@ -24,9 +25,9 @@ def jobs(tune: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) 
     their values: every learning rate is tried with each mapping. ValueError if a method is in no grid or in two, or if
     it has more tries than another.
     """
-    seeds = params.seeds(tune, "tune.seeds")
-    reused = sorted(set(seeds) & set(params.seeds(train)))
-    params.require(not reused, "tune.seeds", seeds, f"other seeds than train.seeds; {reused} are in both")
+    values, found = {"train": train, "methods": methods}, seeds(tune, "tune.seeds")
+    reused = sorted(set(found) & set(seeds(train)))
+    params.require(not reused, "tune.seeds", found, f"other seeds than train.seeds; {reused} are in both")
     tries: dict[str, list[dict[str, float]]] = {}
     for number, grid in enumerate(tune["grids"]):
         key = f"tune.grids[{number}]"
@@ -41,13 +42,13 @@ def jobs(tune: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) 
     params.require(len(set(budget.values())) == 1, "tune.grids", budget, "as many tries for every method")
     return [
         Job(
-            params.train(train, methods, method, seed, **settings),
+            train_config(method, seed, values, **settings),
             f"{method}/{','.join(f'{name}={value:g}' for name, value in settings.items())}/seed-{seed}",
             {"axis": "tune"},
         )
         for method in methods
         for settings in tries[method]
-        for seed in seeds
+        for seed in found
     ]
 
 

@@ -13,6 +13,7 @@ import torch
 from pmd import params
 from pmd.evaluators.intervals import t_interval
 from pmd.files import read_jsonl
+from pmd.harness.config import train_config
 from pmd.model.forward import log_probs
 from pmd.model.loading import load_policy, save_policy
 from pmd.model.packing import pack
@@ -268,7 +269,7 @@ def seven(monkeypatch):
 
 
 def run(base, out, engine, seed: int = 1, **changes):
-    config = params.train(COMMITTED["train"], COMMITTED["methods"], "pmd-mean", seed, **(RUN | changes))
+    config = train_config("pmd-mean", seed, COMMITTED, **(RUN | changes))
     return train(config, base, PROBLEMS, SETS, out, engine=engine, progress=False)
 
 
