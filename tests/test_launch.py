@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from pmd import params
-from pmd.experiments import launch
 from pmd.experiments.launch import Job, run_all
 from pmd.files import ROOT, fingerprint, read_json, write_json, write_jsonl
+from pmd.harness.config import identity, train_config
+from pmd.harness.run_folder import remove_other
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
 
@@ -26,7 +26,7 @@ def stage(tiny_dir, tmp_path, server):
 
 def config(**changes):
     seed = changes.pop("seed", 1)
-    return params.train(COMMITTED["train"], COMMITTED["methods"], "pmd-mean", seed, **(SMALL | changes))
+    return train_config("pmd-mean", seed, COMMITTED, **(SMALL | changes))
 
 
 def test_runs_side_by_side_equal_runs_one_by_one(stage, tmp_path, monkeypatch):
@@ -61,9 +61,10 @@ def test_a_failure_keeps_what_is_done_and_foreign_work_is_thrown_away(stage, tmp
 
 
 def test_work_of_another_base_model_does_not_count(tmp_path):
-    job = Job(config(), "a", {"fingerprint": "new"})
-    write_json(tmp_path / "a" / "run.json", params.identity(job.config, {"fingerprint": "old"}))
-    launch._drop_foreign(tmp_path / "a", job)
+    write_json(tmp_path / "a" / "run.json", identity(config(), {"fingerprint": "old"}))
+    remove_other(tmp_path / "a", identity(config(), {"fingerprint": "old"}))
+    assert (tmp_path / "a").exists()
+    remove_other(tmp_path / "a", identity(config(), {"fingerprint": "new"}))
     assert not (tmp_path / "a").exists()
 
 

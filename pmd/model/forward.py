@@ -62,52 +62,70 @@ def _recomputed(model: PreTrainedModel) -> Iterator[None]:
 class Chosen(torch.autograd.Function):
     """log p [R, V] and ids [R] -> the ids' log-probabilities and the entropies −Σ p log p, both [R].
 
-    One node for both, that keeps log p alone: whichever result is used, a backward pass frees it.
+    Without `entropy` the second is None. One node for both, that keeps log p alone: whichever result is used, a
+    backward pass frees it.
     """
 
     @staticmethod
-    def forward(ctx, log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, log_p: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(log_p, target)
         ctx.set_materialize_grads(False)
-        return log_p.gather(1, target[:, None])[:, 0], -log_p.exp().mul_(log_p).sum(-1)
+        return log_p.gather(1, target[:, None])[:, 0], -log_p.exp().mul_(log_p).sum(-1) if entropy else None
 
     @staticmethod
-    def backward(ctx, chosen: Tensor | None, entropy: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx, chosen: Tensor | None, entropy: Tensor | None) -> tuple[Tensor, None, None]:
         log_p, target = ctx.saved_tensors
         gradient = torch.zeros_like(log_p) if entropy is None else log_p.exp().mul_(log_p + 1).mul_(-entropy[:, None])
         if chosen is not None:
             gradient.scatter_add_(1, target[:, None], chosen[:, None])
-        return gradient, None
+        return gradient, None, None
 
 
-def log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def log_probs(
+    model: PreTrainedModel, packed: Packed, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each response token and entropy of its distribution, both [M] fp32, in nats.
 
-    Logits are made CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk. Of a
-    sharded policy (pmd/model/distributed.py) this is a collective: every rank makes the same number of passes.
+    Without `entropy` the second is None and costs nothing; the first is the same to the bit. Logits are made
+    CHUNK_BYTES at a time and recomputed in the backward pass when there is more than one chunk. Of a sharded policy
+    (pmd/model/distributed.py) this is a collective: every rank makes the same number of passes.
     """
     if not hasattr(model, "score"):
-        return score(model, packed, temperature)
-    result = model.score(packed, temperature)
+        return score(model, packed, temperature, entropy)
+    result = model.score(packed, temperature, entropy)
     if not torch.is_grad_enabled():
         model.reshard()  # a backward pass would have; whole weights left here would miss the next update
     return result
 
 
-def score(model: PreTrainedModel, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+def frozen_log_probs(
+    model: PreTrainedModel, packed: Packed, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """`log_probs` without a graph, for values that are only read.
+
+    A policy in one piece runs in inference mode, which keeps no books at all; FSDP2 must be able to use the weights
+    that it gathers again in a pass with a graph, so a sharded policy runs under no_grad.
+    """
+    with torch.no_grad() if hasattr(model, "score") else torch.inference_mode():
+        return log_probs(model, packed, temperature, entropy)
+
+
+def score(model: PreTrainedModel, packed: Packed, temperature: float, entropy: bool) -> tuple[Tensor, Tensor | None]:
     """`log_probs` of a policy whose weights are all here."""
     with precision(model), _recomputed(model):
         hidden = model.base_model(
             input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
         ).last_hidden_state[0]
-        return _token_log_probs(model.get_output_embeddings(), hidden, packed, temperature)
+        return _token_log_probs(model.get_output_embeddings(), hidden, packed, temperature, entropy)
 
 
-def _token_log_probs(head: nn.Module, hidden: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _token_log_probs(
+    head: nn.Module, hidden: Tensor, packed: Packed, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = head(rows).float()
         log_p = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-        return Chosen.apply(log_p, target)
+        return Chosen.apply(log_p, target, entropy)
 
     size = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
     rows = F.embedding(packed.predictor, hidden)
@@ -116,5 +134,5 @@ def _token_log_probs(head: nn.Module, hidden: Tensor, packed: Packed, temperatur
         done = [chunk(*piece) for piece in pieces]
     else:
         done = [checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    log_p, entropy = zip(*done, strict=True)
-    return torch.cat(log_p), torch.cat(entropy)
+    log_p, entropies = zip(*done, strict=True)
+    return torch.cat(log_p), torch.cat(entropies) if entropy else None
