@@ -49,6 +49,11 @@ def model_digest(model: Path) -> str:
     return digest([fingerprint(model / "config.json", model / "tokenizer.json", *hashed, code=False), sizes])
 
 
+def problems_digest(problems: list[dict]) -> str:
+    """MD5 of what training reads of its problems, in their order: id, prompt, ground truth and rule."""
+    return digest([[p["id"], p["prompt"], p["ground_truth"], p.get("rule", "exact")] for p in problems])
+
+
 def difference(folder: Path, wanted: dict[str, Any], free: Collection[str] = ()) -> str | None:
     """The first entry of `wanted` in which the run in `folder` differs from it, such as "tau = 0.05, not 0.25".
 

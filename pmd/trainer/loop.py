@@ -26,11 +26,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pmd.files import digest, read_json, write_json
+from pmd.files import read_json, write_json
 from pmd.harness import run_folder
 from pmd.harness.clock import Clock, timing
 from pmd.harness.config import Train, identity
 from pmd.harness.policy import MakeEngine, Policy, load
+from pmd.harness.run_folder import model_digest, problems_digest
 from pmd.model import checkpoint, distributed, threads
 from pmd.model.loading import directory, save_policy
 from pmd.sampling.accuracy import accuracy
@@ -66,7 +67,7 @@ def train(
     model) or if ranks differ; FloatingPointError at a loss that is not finite.
     """
     out, device = Path(out), distributed.start(config.device)
-    content = {"model_md5": run_folder.model_digest(directory(base)), "problems_md5": digest(problems)}
+    content = {"model_md5": model_digest(directory(base)), "problems_md5": problems_digest(problems)}
     wanted = identity(config, content | (tags or {}))
     distributed.agree("ranks", wanted | {"torch": torch.__version__})
     if run_folder.finished(out, wanted):
