@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from ruamel.yaml import YAML
 
 from pmd import params
 from pmd.files import ROOT, write_json
+from pmd.processes import peak_memory_mb
 
 SPIN = "1000"
 """How many times a thread of GNU OpenMP looks for work before it sleeps. By default it keeps looking for milliseconds;
@@ -76,7 +76,6 @@ def execute(notebook: Path, stage: str, given: dict[str, Any]) -> None:
 
 def cost(stage: str, seconds: float) -> dict[str, Any]:
     """Seconds, peak memory of the largest process [MB] and the machine of a stage."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
     machine = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -86,7 +85,7 @@ def cost(stage: str, seconds: float) -> dict[str, Any]:
     return {
         "stage": stage,
         "seconds": round(seconds, 1),
-        "peak_memory_mb": round(peak, 1),
+        "peak_memory_mb": round(peak_memory_mb(children=True), 1),
         "machine": machine,
     }
 

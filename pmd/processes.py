@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -93,3 +94,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def peak_memory_mb(children: bool = False) -> float:
+    """The largest resident memory that this process has had, or the largest of its ended children, in MB of 2^20 bytes.
+
+    The kernel counts in bytes on macOS and in KiB elsewhere.
+    """
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

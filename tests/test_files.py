@@ -35,3 +35,14 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
     assert files.read_jsonl(tmp_path / "x.jsonl") == rows
     files.write_text(tmp_path / "x.jsonl", "")
     assert files.read_jsonl(tmp_path / "x.jsonl") == []
+
+
+def test_the_fingerprint_of_the_code_covers_every_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    (tmp_path / "pmd" / "trainer").mkdir(parents=True)
+    code = tmp_path / "pmd" / "trainer" / "loop.py"
+    code.write_text("a = 1")
+    before = files.fingerprint()
+    code.write_text("a = 2")
+    assert files.fingerprint() != before
+    assert files.fingerprint(code=False) == files.fingerprint(code=False)

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from pmd.experiments import launch
 from pmd.experiments.launch import Job, run_all
 from pmd.files import ROOT, fingerprint, read_json, write_json, write_jsonl
 from pmd.harness.config import identity, train_config
+from pmd.harness.run_folder import remove_other
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
 
 
@@ -61,9 +61,10 @@ def test_a_failure_keeps_what_is_done_and_foreign_work_is_thrown_away(stage, tmp
 
 
 def test_work_of_another_base_model_does_not_count(tmp_path):
-    job = Job(config(), "a", {"fingerprint": "new"})
-    write_json(tmp_path / "a" / "run.json", identity(job.config, {"fingerprint": "old"}))
-    launch._drop_foreign(tmp_path / "a", job)
+    write_json(tmp_path / "a" / "run.json", identity(config(), {"fingerprint": "old"}))
+    remove_other(tmp_path / "a", identity(config(), {"fingerprint": "old"}))
+    assert (tmp_path / "a").exists()
+    remove_other(tmp_path / "a", identity(config(), {"fingerprint": "new"}))
     assert not (tmp_path / "a").exists()
 
 
@@ -87,17 +88,17 @@ ALONE = """
 import sys
 from pathlib import Path
 
-from pmd import load_params, train_config
+from pmd import params
 from pmd.evaluators import evaluate
 from pmd.experiments import ablations, launch, tuning
 from pmd.paper import claims, figures, logs, report, tables, typeset
 
 if __name__ == "__main__":  # a worker that does not fork imports this file
     base, data, out = map(Path, sys.argv[1:])
-    values = load_params()
+    values = params.load()
     ablations.jobs(values["ablate"], values["train"], values["methods"])
     small = {"steps": 1, "prompts": 2, "group_size": 2, "minibatches": 1, "probe": 1, "eval_k": 1, "eval_prompts": 1}
-    job = launch.Job(train_config("pmd-mean", 1, values, **small), "m/seed-1")
+    job = launch.Job(params.train(values["train"], values["methods"], "pmd-mean", 1, **small), "m/seed-1")
     launch.run_all([job], base, data, ["val"], out)
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the parent loaded {loaded}" if loaded else 0)

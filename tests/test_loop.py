@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from pmd import params
-from pmd.files import read_json, read_jsonl
+from pmd import notebook, params
+from pmd.files import read_json, read_jsonl, write_json
+from pmd.harness import run_folder
+from pmd.harness.clock import Clock, timing
 from pmd.harness.config import train_config
 from pmd.model import checkpoint
 from pmd.problems.verifier import Verdict
-from pmd.trainer import loop, update
+from pmd.sampling.torch_engine import TorchEngine
+from pmd.trainer import loop, measurements
 from pmd.trainer.loop import train
 
 COMMITTED = params.load()
@@ -99,17 +105,10 @@ def test_a_killed_run_ends_with_the_same_bits(tiny_dir, tmp_path, moment, server
 def test_a_cut_off_last_line_is_dropped_on_resume(tiny_dir, tmp_path, monkeypatch):
     run(tiny_dir, tmp_path / "whole")
     out = tmp_path / "cut"
-    original = loop.learn
-
-    def stop_at_five(config, step, *rest):
-        if step == 5:
-            raise KeyboardInterrupt
-        return original(config, step, *rest)
-
-    monkeypatch.setattr(loop, "learn", stop_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_dir, out)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        stop_in(patched, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_dir, out)
     with (out / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')
     run(tiny_dir, out)
@@ -125,13 +124,125 @@ def test_a_finished_run_is_not_run_again(tiny_dir, tmp_path):
 
 def test_a_folder_of_another_run_is_refused_by_the_first_difference(tiny_dir, tmp_path):
     run(tiny_dir, tmp_path / "a")
-    with pytest.raises(ValueError, match="a: holds a run with problems = "):
+    with pytest.raises(ValueError, match="a: holds a run with problems_md5 = "):
         train(config(), tiny_dir, PROBLEMS[::-1], SETS, tmp_path / "a", progress=False)
-    other = shutil.copytree(tiny_dir, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"a: holds a run with base = .*, not '.*other'"):
-        run(other, tmp_path / "a")
     with pytest.raises(ValueError, match=r"a: holds a run with tau = 0\.05, not 0\.25"):
         run(tiny_dir, tmp_path / "a", tau=0.25)
+    with pytest.raises(ValueError, match=r"a: holds a run with steps = 6, not 4"):
+        run(tiny_dir, tmp_path / "a", steps=4)
+
+
+def change_weights(model) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight * 1.01 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
+
+
+def test_a_base_model_is_known_by_its_content_and_not_by_its_path(tiny_dir, tmp_path):
+    result = run(tiny_dir, tmp_path / "a")
+    stamp = (tmp_path / "a" / "log.jsonl").stat().st_mtime_ns
+    moved = shutil.copytree(tiny_dir, tmp_path / "moved")
+    assert run(moved, tmp_path / "a") == result
+    assert (tmp_path / "a" / "log.jsonl").stat().st_mtime_ns == stamp
+    change_weights(tiny_dir)
+    with pytest.raises(ValueError, match="a: holds a run with model_md5 = "):
+        run(tiny_dir, tmp_path / "a")
+
+
+def test_a_large_model_is_known_by_configuration_sizes_and_index(tiny_dir, monkeypatch):
+    """Its weights are not read: that would take minutes."""
+    whole = run_folder.model_digest(tiny_dir)
+    monkeypatch.setattr(run_folder, "LARGE", 0)
+    large = run_folder.model_digest(tiny_dir)
+    change_weights(tiny_dir)
+    assert run_folder.model_digest(tiny_dir) == large != whole
+    (tiny_dir / "model.safetensors.index.json").write_text("{}")
+    indexed = run_folder.model_digest(tiny_dir)
+    assert indexed != large
+    described = read_json(tiny_dir / "config.json")
+    write_json(tiny_dir / "config.json", described | {"rms_norm_eps": 0.1})
+    assert run_folder.model_digest(tiny_dir) != indexed
+
+
+REMEDIES = {
+    "microbatch_tokens": 40,
+    "checkpoint_activations": True,
+    "threads": 2,
+    "eval_every": 3,
+    "checkpoint_every": 1,
+}
+
+
+def stop_in(monkeypatch, at: int) -> None:
+    """Make a run stop in this step, as if by Ctrl-C."""
+    original = loop.learn
+
+    def learn(config, step, *rest):
+        if step == at:
+            raise KeyboardInterrupt
+        return original(config, step, *rest)
+
+    monkeypatch.setattr(loop, "learn", learn)
+
+
+@pytest.mark.parametrize("setting", REMEDIES)
+def test_a_run_that_stopped_goes_on_with_a_remedy_and_says_so(tiny_dir, tmp_path, monkeypatch, setting):
+    out, remedy = tmp_path / "a", {setting: REMEDIES[setting]}
+    with monkeypatch.context() as patched:
+        stop_in(patched, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_dir, out)
+    run(tiny_dir, out, **remedy)
+    assert [row["step"] for row in read_jsonl(out / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
+    written = read_json(out / "run.json")
+    assert written[setting] == remedy[setting]
+    changed = {setting: [config().model_dump()[setting], remedy[setting]]}
+    assert written["history"] == [{"after_step": 4, "changed": changed}]
+
+
+def test_every_adjustable_setting_is_one_and_tests_as_one():
+    """compile and device need hardware or a compiler: that they are not compared is all that can be tested here."""
+    assert {*REMEDIES, "compile", "device"} == set(run_folder.ADJUSTABLE) <= set(config().model_dump())
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_finished_run_with_more_steps_goes_on_as_if_it_had_had_them(tiny_dir, tmp_path, staleness):
+    short = {"staleness": staleness, "steps": 4}
+    run(tiny_dir, tmp_path / "whole", **short | {"steps": 6})
+    first = run(tiny_dir, tmp_path / "a", **short)
+    result = run(tiny_dir, tmp_path / "a", **short | {"steps": 6})
+    assert (first["last_step"], result["last_step"]) == (4, 6)
+    for name in ("log.jsonl", "eval.jsonl", "result.json", "last/model.safetensors", "best/model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert read_json(tmp_path / "a" / "run.json")["history"] == [{"after_step": 4, "changed": {"steps": [4, 6]}}]
+    for kept in (tmp_path / "a").glob("checkpoint-*"):
+        shutil.rmtree(kept)
+    with pytest.raises(ValueError, match=r"a: holds a run of 6 steps whose checkpoint was removed"):
+        run(tiny_dir, tmp_path / "a", **short | {"steps": 8})
+
+
+def test_another_engine_than_torchs_must_be_handed_in(tiny_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"train\.engine: got 'vllm', must be torch, or train\(\) be given engine="):
+        run(tiny_dir, tmp_path / "a", engine="vllm")
+    seen = []
+
+    def make(model, eos, **options):
+        seen.append(options)
+        return TorchEngine(model, eos)
+
+    named = config(engine="vllm", engine_options={"max_model_len": 64}, steps=1)
+    train(named, tiny_dir, PROBLEMS, SETS, tmp_path / "a", make, progress=False)
+    assert seen == [{"max_model_len": 64}]
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 2**10), ("darwin", 1)])
+def test_memory_is_in_mebibytes_whatever_the_kernel_counts_in(monkeypatch, platform, unit):
+    """The kernel of macOS counts bytes, that of Linux KiB; both users of the one function."""
+    monkeypatch.setattr(sys, "platform", platform)
+    usage = SimpleNamespace(ru_maxrss=300 * 2**20 // unit)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    row = {"length": 1.0, "successes": [1], "group_size": 2}
+    assert timing(Clock({"update": 1.0}), 1, row, 0.0)["peak_memory_mb"] == 300
+    assert notebook.cost("train", 1.0)["peak_memory_mb"] == 300
 
 
 def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
@@ -145,16 +256,16 @@ def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_dir, tmp_path, monkeypatch):
-    original = update._measure
+    original = measurements.policy_change
 
-    def poison(model, batches, old, config):
-        measured = original(model, batches, old, config)
+    def poison(config, model, passes, old):
+        measured = original(config, model, passes, old)
         if (tmp_path / "a" / "checkpoint-000002").exists():
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
         return measured
 
-    monkeypatch.setattr(update, "_measure", poison)
+    monkeypatch.setattr(measurements, "policy_change", poison)
     with pytest.raises(FloatingPointError, match=r"step 4: the loss is nan .* the last checkpoint is kept"):
         run(tiny_dir, tmp_path / "a")
     kept = load_file(checkpoint.latest(tmp_path / "a") / "weights-0-of-1.safetensors")

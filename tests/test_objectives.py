@@ -231,6 +231,19 @@ def test_a_method_reads_the_settings_that_it_says_and_no_others():
         assert read == set(entry.uses), method
 
 
+def test_sums_over_responses_and_their_gradients_are_those_of_adding_in_order():
+    """To the bit: `segment_reduce` stands for `index_add`, whose order is not fixed on CUDA."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 60, (50,), generator=generator)
+    sequence = torch.repeat_interleave(torch.arange(50), lengths)
+    x = torch.randn(len(sequence), generator=generator, requires_grad=True)
+    sums = Minibatch(x, torch.zeros(50), sequence, lengths, 60).s
+    added = x.new_zeros(50).index_add(0, sequence, x)
+    assert torch.equal(sums, added)
+    (own,), (expected,) = (torch.autograd.grad(total.square().sum(), x) for total in (sums, added))
+    assert torch.equal(own, expected)
+
+
 def test_groups_are_kept_in_the_open_interval():
     rewards = torch.tensor([[0.0, 0], [1, 0], [1, 1]])
     assert keep_groups(rewards, 0.0, 1.0).tolist() == [False, True, False]

@@ -107,7 +107,7 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
     write_json(tmp_path / "scale/a-work/job.json", job | {"nodes": 2, "ranks": 8})
     assert launch.launch(values, "a") == launched[1] | {"nodes": 2, "ranks": 8}
     assert (tmp_path / "scale/a/last/model.safetensors").exists()
-    with pytest.raises(ValueError, match="holds a run with other parameters"):
+    with pytest.raises(ValueError, match="holds a run with seed = 1, not 2"):
         launch.launch(given(shared, tmp_path, nodes=2, ranks=8, seed=2), "a")
 
 

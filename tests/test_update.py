@@ -12,11 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmd.harness.passes import fill_passes, make_pass, own_passes, passes_of_rank, share_by_rank, split
+from pmd.methods import METHODS
 from pmd.model.forward import frozen_log_probs, log_probs
 from pmd.model.loading import load_policy
 from pmd.trainer import update
 from pmd.trainer.objectives import OBJECTIVES
-from pmd.trainer.passes import Rollouts, cut, deal, from_tensors, passes, split, to_tensors
+from pmd.trainer.rollouts import Rollouts
+from pmd.trainer.staleness import from_tensors, to_tensors
 from tests.test_loop import config
 
 
@@ -25,14 +28,14 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     model, _ = load_policy(tiny_dir)
     rollouts = Rollouts([[3, 15], [4, 15]], [[[4, 1], [5, 6, 1]], [[7, 1], [1]]], torch.zeros(2, 2), 0.0)
     advantages = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
-    [batch], [later] = parts = [update.own_batches(config(), rollouts, [[g]], advantages, "cpu") for g in (0, 1)]
+    [batch], [later] = parts = [own_passes(rollouts, [[g]], None, advantages, "cpu") for g in (0, 1)]
     forward, [old, other], entropy = update.freeze(config(), model, rollouts, parts)
     assert torch.equal(old, log_probs(model, batch.packed)[0].detach())
     torch.testing.assert_close(other, log_probs(model, later.packed)[0].detach(), atol=1e-6, rtol=0)
     both = torch.cat([log_probs(model, b.packed)[1] for b in (batch, later)]).double().mean().item()
     assert entropy == pytest.approx(both, abs=1e-6)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    update._update(config(), 2, model, optimizer, [(batch, old, None)], (2, 5), forward)
+    update.update(config(), 2, model, optimizer, [(batch, old, None)], (2, 5), forward)
     assert forward == []
     assert not torch.equal(old, log_probs(model, batch.packed)[0].detach())
 
@@ -59,18 +62,18 @@ def every(*groups: int) -> list[tuple[int, int]]:
 
 
 def test_a_minibatch_is_cut_at_the_budget_into_whole_responses():
-    found = cut(MIXED, every(0, 1, 2), 8)
+    found = fill_passes(MIXED, every(0, 1, 2), 8)
     # prompt + all but each last token: (2+1+2+0), (5+3+0), (5+1), (2+1), (2+6), (2+1); one more would make 9 or more
     assert found == [{0: [0, 1, 2]}, {1: [0, 1]}, {1: [2]}, {2: [0]}, {2: [1]}, {2: [2]}]
-    assert cut(MIXED, every(0, 2), 9) == [{0: [0, 1, 2], 2: [0]}, {2: [1, 2]}]
-    assert cut(MIXED, every(1, 2), 1) == [{g: [i]} for g in (1, 2) for i in range(3)]
-    assert cut(MIXED, every(0, 2), None) == [{0: [0, 1, 2], 2: [0, 1, 2]}]
+    assert fill_passes(MIXED, every(0, 2), 9) == [{0: [0, 1, 2], 2: [0]}, {2: [1, 2]}]
+    assert fill_passes(MIXED, every(1, 2), 1) == [{g: [i]} for g in (1, 2) for i in range(3)]
+    assert fill_passes(MIXED, every(0, 2), None) == [{0: [0, 1, 2], 2: [0, 1, 2]}]
 
 
 @pytest.mark.parametrize("budget", [1, 8, 12, 20, 40])
 def test_packed_microbatches_stay_within_the_budget_and_lose_nothing(budget):
     advantages = torch.arange(9.0).view(3, 3)
-    batches = update.own_batches(config(microbatch_tokens=budget), MIXED, [[0, 1, 2]], advantages, "cpu")
+    batches = own_passes(MIXED, [[0, 1, 2]], budget, advantages, "cpu")
     for batch in batches:
         assert batch.packed.ids.shape[1] <= budget or len(batch.packed.lengths) == 1
     assert torch.cat([b.advantage for b in batches]).tolist() == list(range(9))
@@ -82,13 +85,13 @@ def gradient(model, method: str, budget: int | None) -> tuple[dict, torch.Tensor
     """What `_update` reports and the gradient it computed, away from θ_t, so that the clips bite."""
     run_config = config(method, microbatch_tokens=budget, grad_clip=1e9, clip_low=0.05, clip_high=0.05)
     advantages = OBJECTIVES[method].advantage(MIXED.rewards.double(), run_config.tau).float()
-    batches = update.own_batches(run_config, MIXED, [[0, 1, 2]], advantages, "cpu")
+    batches = own_passes(MIXED, [[0, 1, 2]], budget, advantages, "cpu")
     noise = 0.2 * torch.randn(24, generator=torch.Generator().manual_seed(0))
-    old = torch.cat([frozen_log_probs(model, batch.packed, run_config.temperature)[0] for batch in batches]) + noise
+    old = torch.cat([frozen_log_probs(model, batch.packed)[0] for batch in batches]) + noise
     known = old.split([len(batch.packed.target) for batch in batches])
     triples = [(batch, before, None) for batch, before in zip(batches, known, strict=True)]
     model = copy.deepcopy(model)
-    done = update._update(run_config, 1, model, torch.optim.AdamW(model.parameters(), 1e-3), triples, (9, 24), [])
+    done = update.update(run_config, 1, model, torch.optim.AdamW(model.parameters(), 1e-3), triples, (9, 24), [])
     return done, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
@@ -102,7 +105,7 @@ def test_microbatches_have_the_gradient_of_the_minibatch(tiny, method):
         assert done["loss"] == pytest.approx(whole["loss"], rel=1e-5)
         assert done["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
         assert done["clip_fraction"] == whole["clip_fraction"]
-    if "clip_low" in OBJECTIVES[method].uses:
+    if "clip_low" in METHODS[method].uses:
         assert 0 < whole["clip_fraction"] < 1
 
 
@@ -120,7 +123,7 @@ def made(lengths: list[list[int]]) -> Rollouts:
 @given(lengths, st.integers(1, 5))
 def test_every_response_is_dealt_once_and_the_shares_are_balanced(lengths, ranks):
     rollouts = made(lengths)
-    shares = deal(rollouts, list(range(len(lengths))), ranks)
+    shares = share_by_rank(rollouts, list(range(len(lengths))), ranks)
     assert [pair for share in shares for pair in share] == [
         (g, i) for g, x in enumerate(lengths) for i in range(len(x))
     ]
@@ -132,7 +135,7 @@ def test_every_response_is_dealt_once_and_the_shares_are_balanced(lengths, ranks
 @given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 12, 40]))
 def test_all_ranks_make_the_same_number_of_passes_over_everything(lengths, ranks, budget):
     rollouts, groups = made(lengths), split(list(range(len(lengths))), 2)
-    dealt = [passes(rollouts, groups, budget, rank, ranks) for rank in range(ranks)]
+    dealt = [passes_of_rank(rollouts, groups, budget, rank, ranks) for rank in range(ranks)]
     assert len({len(own) for own in dealt}) == 1
     found = [(g, i) for own in dealt for part in own for g, chosen in part.items() for i in chosen]
     assert sorted(found) == [(g, i) for g, x in enumerate(lengths) for i in range(len(x))]
@@ -143,12 +146,11 @@ def test_a_pass_for_other_ranks_moves_nothing(tiny):
     model, advantages, gradients = tiny[0], torch.arange(9.0).view(3, 3) - 4, []
     for extra in ([], [{}]):
         parts = [{0: [0, 1, 2], 1: [0, 1, 2]}, {2: [0, 1, 2]}, *extra]
-        batches = [update.microbatch(MIXED, part, advantages, "cpu") for part in parts]
-        old = [frozen_log_probs(model, b.packed, 1.0)[0] if b.part else torch.zeros(1) for b in batches]
-        triples = [(b, before, None) for b, before in zip(batches, old, strict=True)]
+        batches = [make_pass(MIXED, part, advantages, "cpu") for part in parts]
+        triples = [(b, frozen_log_probs(model, b.packed)[0] if b.chosen else torch.zeros(1), None) for b in batches]
         copied = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(copied.parameters())
-        done = update._update(config("grpo"), 1, copied, optimizer, triples, (9, 24), [])
+        done = update.update(config("grpo"), 1, copied, optimizer, triples, (9, 24), [])
         gradients.append((done, [p.grad for p in copied.parameters()]))
     assert gradients[0][0] == gradients[1][0]
     assert all(torch.equal(a, b) for a, b in zip(gradients[0][1], gradients[1][1], strict=True))
@@ -174,8 +176,8 @@ def test_rollouts_survive_as_tensors():
 def test_importance_weights_are_ratios_of_sequences_cut_at_the_cap(tiny):
     """Against the definition; and a weight multiplies its response's whole term, before the mean."""
     model, capped = tiny[0], config(engine="vllm", importance_cap=1.5)
-    [batch] = update.own_batches(capped, MIXED, [[0, 1, 2]], torch.ones(3, 3), "cpu")
-    before = frozen_log_probs(model, batch.packed, capped.temperature)[0]
+    [batch] = own_passes(MIXED, [[0, 1, 2]], None, torch.ones(3, 3), "cpu")
+    before = frozen_log_probs(model, batch.packed)[0]
     noise = np.random.default_rng(0).normal(0, 0.3, len(before))
     theirs = iter((before.double().numpy() + noise).tolist())
     sampled = [[[next(theirs) for _ in response] for response in group] for group in MIXED.responses]

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from pmd.model.attention import PACKED
-from pmd.trainer.passes import Rollouts
+from pmd.trainer.rollouts import Rollouts
 
 EOS = 1
 """The end of a response, in models with random weights."""

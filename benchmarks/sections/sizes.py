@@ -23,7 +23,7 @@ from pmd.sampling.engine import Sampling
 from pmd.sampling.static_decoder import budget
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale.shape import architecture
-from pmd.trainer.passes import Rollouts
+from pmd.trainer.rollouts import Rollouts
 from pmd.trainer.update import learn
 from sections.common import (
     EOS,

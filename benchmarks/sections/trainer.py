@@ -19,7 +19,7 @@ from pmd.model.forward import log_probs
 from pmd.model.packing import pack
 from pmd.model.sharding import shard
 from pmd.trainer.objectives import OBJECTIVES
-from pmd.trainer.passes import Rollouts
+from pmd.trainer.rollouts import Rollouts
 from pmd.trainer.update import learn
 from sections.common import (
     SMALL,

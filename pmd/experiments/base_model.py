@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pmd.files import digest, fingerprint, read_json, write_json, write_jsonl
+from pmd.files import digest, fingerprint, write_json, write_jsonl
+from pmd.harness.run_folder import remove_other
 from pmd.model import checkpoint, threads
 from pmd.model.build import build_policy
 from pmd.model.device import check_device
@@ -63,7 +64,9 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
 
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.95), weight_decay=0.1, fused=True)
     work = out.with_name(f"{out.name}-work")
-    _drop_foreign(work, config, traces)
+    run = config.model_dump() | {"traces": digest(traces), "code": fingerprint()}
+    remove_other(work, run)
+    write_json(work / "run.json", run)
     found = checkpoint.latest(work)
     state = checkpoint.load(found, model, optimizer)[0] if found else {"step": 0, "log": [], "seconds": 0.0}
     start = time.perf_counter() - state["seconds"]
@@ -84,15 +87,6 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     write_json(out / "metrics.json", metrics)
     shutil.rmtree(work)
     return metrics
-
-
-def _drop_foreign(work: Path, config: Base, traces: list[dict]) -> None:
-    """Begin `work` anew if other parameters, traces or code began it."""
-    identity = config.model_dump() | {"traces": digest(traces), "code": fingerprint()}
-    mark = work / "run.json"
-    if not mark.exists() or read_json(mark) != identity:
-        shutil.rmtree(work, ignore_errors=True)
-        write_json(mark, identity)
 
 
 def _step(

@@ -8,7 +8,6 @@ The process that launches the runs loads no torch, which takes seconds; its work
 
 from __future__ import annotations
 
-import json
 import shutil
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pmd.files import fingerprint, read_json
+from pmd.files import fingerprint
 from pmd.harness.config import Train, identity
+from pmd.harness.progress import show
+from pmd.harness.run_folder import remove_other
 from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
@@ -46,7 +47,7 @@ def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path)
     mark = fingerprint(base / "model.safetensors", data)
     jobs = [Job(job.config, job.name, {**job.tags, "fingerprint": mark}) for job in jobs]
     for job in jobs:
-        _drop_foreign(work / job.name, job)
+        remove_other(work / job.name, identity(job.config, job.tags))
     first = jobs[0].config
     with processes(min(len(jobs), workers(first.threads, first.device)), first.device) as pool:
         futures = [pool.submit(_run, job, base, data, sets, work / job.name) for job in jobs]
@@ -64,16 +65,7 @@ def _run(job: Job, base: Path, data: Path, sets: list[str], out: Path) -> dict:
 
     problems = read_problems(data / "rl.jsonl")
     evaluation = {name: read_problems(data / f"{name}.jsonl", job.config.eval_prompts) for name in sets}
-    engine = engine_for(job.config)
-    return train(job.config, base, problems, evaluation, out, engine, progress=False, tags=job.tags)
-
-
-def _drop_foreign(folder: Path, job: Job) -> None:
-    """Remove a run that other parameters, code or data began."""
-    if folder.exists() and (
-        not (folder / "run.json").exists() or read_json(folder / "run.json") != identity(job.config, job.tags)
-    ):
-        shutil.rmtree(folder)
+    return train(job.config, base, problems, evaluation, out, engine_for(job.config), progress=False, tags=job.tags)
 
 
 def _follow(futures: list[Future], jobs: list[Job], work: Path) -> None:
@@ -83,31 +75,3 @@ def _follow(futures: list[Future], jobs: list[Job], work: Path) -> None:
         while pending and not any(future.done() and future.exception() for future in futures):
             _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
             show(bar, [(work / job.name, job.config.steps) for job in jobs])
-
-
-def show(bar: tqdm, runs: list[tuple[Path, int]]) -> None:
-    """Bring a bar over the steps of runs, each (folder, steps), up to what their logs say."""
-    rows = [last_row(folder) for folder, _ in runs]
-    running = [row for row, (_, steps) in zip(rows, runs, strict=True) if 0 < row["step"] < steps]
-    if running:
-        means = {key: sum(row[key] for row in running) / len(running) for key in ("reward", "val")}
-        rate = sum(row["tokens_per_s"] for row in running)
-        bar.set_postfix_str(
-            f"reward {means['reward']:.3f}, val {means['val']:.3f}, {rate:,.0f} tokens/s",
-            refresh=False,
-        )
-    bar.update(sum(row["step"] for row in rows) - bar.n)
-
-
-def last_row(folder: Path) -> dict:
-    """The last complete row of a run's logs, so far as it has any."""
-    row = {"step": 0, "reward": 0.0, "val": 0.0, "tokens_per_s": 0.0}
-    for name, keys in (("timing.jsonl", ("step", "tokens_per_s")), ("log.jsonl", ("reward",))):
-        lines = (folder / name).read_text().rpartition("\n")[0].splitlines() if (folder / name).exists() else []
-        if lines:
-            row |= {key: json.loads(lines[-1])[key] for key in keys}
-    evals = (
-        (folder / "eval.jsonl").read_text().rpartition("\n")[0].splitlines() if (folder / "eval.jsonl").exists() else []
-    )
-    val = next((e for e in map(json.loads, reversed(evals)) if e["set"] == "val"), None)
-    return row | {"val": sum(val["correct"]) / len(val["correct"]) / val["k"] if val else 0.0}

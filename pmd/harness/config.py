@@ -60,7 +60,7 @@ class Train(Settings):
     checkpoint_activations: bool  # keep the layers' inputs alone for the backward pass and compute the rest again
     compile: bool  # let torch.compile fuse parts of the layers; on a CPU that takes a C++ compiler
     engine: Annotated[str, one_of(ENGINES)]  # what samples
-    engine_options: dict[str, Any]  # options of vLLM itself; the torch engine has none
+    engine_options: dict[str, Any]  # vLLM's own; for torch {kv_bytes: …}, what its cache may take and keep
     threads: int = Field(ge=1)  # CPU threads of a process
 
     @model_validator(mode="after")
@@ -72,7 +72,8 @@ class Train(Settings):
         check(self.probe <= self.minibatches, "probe", f"in 1..train.minibatches = {self.minibatches}")
         low, high = self.filter_low, self.filter_high
         check(low is None or high is None or low < high, "filter_low", f"below train.filter_high = {high}")
-        check(self.engine != "torch" or not self.engine_options, "engine_options", "{}: the torch engine has none")
+        known = self.engine != "torch" or set(self.engine_options) <= {"kv_bytes"}
+        check(known, "engine_options", "{} or {kv_bytes: …} for the torch engine")
         weighted = self.importance_cap is not None
         check(not weighted or self.engine == "vllm", "importance_cap", "null unless train.engine is vllm")
         check(not weighted or self.temperature == 1, "importance_cap", "null unless train.temperature is 1")

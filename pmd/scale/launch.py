@@ -11,9 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pmd.experiments.launch import last_row, show
 from pmd.files import ROOT, read_json, read_jsonl, write_json
 from pmd.harness.config import Train, identity
+from pmd.harness.progress import last_row, show
+from pmd.harness.run_folder import ADJUSTABLE, difference
 from pmd.scale import torchrun
 from pmd.scale.entry import Scale, folder, read_scale, read_sets, tags, work_folder
 
@@ -76,8 +77,8 @@ def _trained_elsewhere(entry: Scale, config: Train, out: Path) -> None:
             f"run `{command}` on every node, HEAD being the first one's name, or once "
             f"`sbatch --nodes {entry.nodes} scripts/train.slurm {entry.name}`, and this again when it has finished"
         )
-    if read_json(done / "run.json") != identity(config, tags(entry)):
-        raise ValueError(f"{done}: holds a run with other parameters, model or data; delete it or name the entry anew")
+    if found := difference(done, identity(config, tags(entry)), ADJUSTABLE):
+        raise ValueError(f"{done}: holds a run with {found}; delete it or name the entry anew")
 
 
 def run_metrics(out: Path) -> dict:

@@ -59,10 +59,11 @@ def group_standardised(rewards: Tensor, tau: float) -> Tensor:
 class Minibatch:
     """What a loss sees of S responses with M tokens in all.
 
-    log_ratio: [M], log π_θ − log π_t of each response token, differentiable in θ. advantage: [S].
-    sequence: [M] int64, the response of each token. lengths: [S] int64. max_tokens: the longest response allowed.
-    whole: (responses, tokens) of the minibatch of which this is one microbatch; None if it is all of it.
-    weight: [S], what multiplies each response's term before a mean is taken (importance weights); None if nothing does.
+    log_ratio: [M], log π_θ − log π_t of each response token, response after response, differentiable in θ.
+    advantage: [S]. sequence: [M] int64, the response of each token. lengths: [S] int64, its tokens.
+    max_tokens: the longest response allowed. whole: (responses, tokens) of the whole minibatch, where this is one pass
+    of several over it; None if it is all of it. weight: [S], the importance weights, by which each response's term is
+    multiplied before a mean is taken; None for no weights.
     """
 
     log_ratio: Tensor
@@ -74,16 +75,16 @@ class Minibatch:
     weight: Tensor | None = None
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum of a per-token quantity [M] over each response: [S]."""
-        return x.new_zeros(len(self.lengths)).index_add(0, self.sequence, x)
+        """Sum of a per-token quantity [M] over each response: [S]. Its order is fixed, on CUDA too."""
+        return torch.segment_reduce(x, "sum", lengths=self.lengths, unsafe=True)
 
     def response_mean(self, x: Tensor) -> Tensor:
-        """What a quantity [S] adds to its mean over the whole minibatch's responses; over microbatches these add up."""
+        """The mean of a quantity [S] over the responses of the whole minibatch, or what this pass adds to it."""
         weighed = x if self.weight is None else self.weight * x
         return weighed.sum() / (self.whole[0] if self.whole else len(self.lengths))
 
     def token_mean(self, x: Tensor) -> Tensor:
-        """The same of a quantity [M] and the whole minibatch's tokens."""
+        """The mean of a quantity [M] over the tokens of the whole minibatch, or what this pass adds to it."""
         weighed = x if self.weight is None else self.weight[self.sequence] * x
         return weighed.sum() / (self.whole[1] if self.whole else len(self.sequence))
 
@@ -108,13 +109,13 @@ class Hyper:
 
 
 Loss = Callable[[Minibatch, Hyper], tuple[Tensor, Tensor | None]]
-"""(minibatch, hyper) -> (scalar loss, which terms' gradient the clip removed: bool [S] or [M], or None).
+"""(minibatch, hyper) -> (scalar loss, the terms whose gradient the clip removed: bool [S] or [M], or None).
 
-The losses of a minibatch's microbatches add up to its own, hence so do their gradients.
+The losses of all passes over a minibatch add up to its own, and so do their gradients.
 """
 
 
-def scale(batch: Minibatch, hyper: Hyper) -> Tensor:
+def length_weight(batch: Minibatch, hyper: Hyper) -> Tensor:
     """1/L_i or 1/max_tokens for each response: [S]."""
     lengths = batch.lengths if hyper.normalise == "length" else torch.full_like(batch.lengths, batch.max_tokens)
     return 1 / lengths.to(batch.advantage.dtype)
@@ -126,12 +127,12 @@ def regression(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
     At θ = θ_t, s = 0 and the gradient is the policy gradient −mean_i A_i ∇log π_i / L_i.
     """
     residual = batch.advantage / hyper.tau - batch.s
-    return batch.response_mean(hyper.tau / 2 * residual**2 * scale(batch, hyper)), None
+    return batch.response_mean(hyper.tau / 2 * residual**2 * length_weight(batch, hyper)), None
 
 
 def reinforce(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
     """−mean_i A_i s_i / L_i: REINFORCE with the leave-one-out baseline (RLOO), no ratio, no clip."""
-    return -batch.response_mean(batch.advantage * batch.s * scale(batch, hyper)), None
+    return -batch.response_mean(batch.advantage * batch.s * length_weight(batch, hyper)), None
 
 
 def clipped(ratio: Tensor, advantage: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]:
@@ -190,6 +191,6 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def keep_groups(rewards: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Which groups' mean reward lies in the open interval (low, high), None being no bound: [G] bool."""
+    """Which groups of rewards [G, n] have a mean in the open interval (low, high); None is no bound: [G] bool."""
     mean = rewards.mean(1)
     return (mean > (-math.inf if low is None else low)) & (mean < (math.inf if high is None else high))

@@ -1,0 +1,102 @@
+"""What a step did to the policy, as its row of log.jsonl says it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pmd.harness.config import Train
+from pmd.harness.passes import Pass
+from pmd.model.distributed import gather, total
+from pmd.model.forward import frozen_log_probs
+from pmd.sampling.engine import Engine
+from pmd.theory.population import predicted_lambda
+from pmd.trainer.objectives import OBJECTIVES, Minibatch, group_mean, leave_one_out_mean
+from pmd.trainer.rollouts import Rollouts
+
+
+@torch.no_grad()
+def policy_change(config: Train, model: PreTrainedModel, passes: list[Pass], old: list[Tensor]) -> dict:
+    """λ, KL(π_{t+1}‖π_t) and χ²(π_{t+1}‖π_t), estimated on the responses of these passes, which π_t sampled.
+
+    With s = log π_{t+1} − log π_t of a response and ρ = exp(s), λ is estimated by −mean(s) (arXiv:2602.05933), KL by
+    the mean of ρ s − ρ + 1 and χ² by that of (ρ − 1)²: unbiased estimators that cannot be negative, in nats.
+    """
+    if not passes:
+        return {"lambda": 0.0, "kl": 0.0, "chi2": 0.0}
+    own = []
+    for one, before in zip(passes, old, strict=True):
+        after, _ = frozen_log_probs(model, one.packed, config.temperature, entropy=False)
+        s = sequence_log_ratio(one, after - before).double()
+        own.append(s[:0] if one.idle else s)
+    s = torch.cat(gather(torch.cat(own).cpu()))
+    rho = s.clamp(max=300).exp()  # far from π_t, ρ overflows: rather a huge number in the log than a run that stops
+    values = {"lambda": -s.mean(), "kl": (rho * s - rho + 1).mean(), "chi2": ((rho - 1) ** 2).mean()}
+    return {key: value.item() for key, value in values.items()}
+
+
+def sequence_log_ratio(one: Pass, log_ratio: Tensor) -> Tensor:
+    """s = Σ_t of token log-ratios [M] over each response of a pass: [S]."""
+    return Minibatch(log_ratio, log_ratio, one.packed.sequence, one.packed.lengths, 1).s
+
+
+def predicted(config: Train, rewards: Tensor) -> dict:
+    """What the population update of PMD-mean predicts for groups with these rewards [G, n]: their mean λ, KL and χ².
+
+    It applies to a method whose baseline is a mean and that reads τ. The leave-one-out baseline stretches advantages by
+    n/(n − 1), which is the group's mean at τ (n − 1)/n. For any other method the values are None.
+    """
+    n = config.group_size
+    objective = OBJECTIVES[config.method]
+    tau = {leave_one_out_mean: config.tau * (n - 1) / n, group_mean: config.tau}.get(objective.advantage)
+    if tau is None or "tau" not in objective.uses or len(rewards) == 0:
+        return dict.fromkeys(("lambda_theory", "kl_theory", "chi2_theory"))
+    lam, kl, chi2 = predicted_lambda(rewards.double().numpy(), tau)
+    return {f"{key}_theory": float(np.mean(v)) for key, v in (("lambda", lam), ("kl", kl), ("chi2", chi2))}
+
+
+def of_rollouts(rollouts: Rollouts) -> dict:
+    """Mean reward; signal: the share of groups whose rewards differ; mean length in tokens; each group's successes."""
+    rewards = rollouts.rewards
+    return {
+        "reward": rewards.mean().item(),
+        "signal": ((rewards != rewards[:, :1]).any(1)).float().mean().item(),
+        "length": rollouts.tokens / rewards.numel(),
+        "truncated": rollouts.truncated,
+        "successes": (rewards == 1).sum(1).tolist(),
+        "group_size": rewards.shape[1],
+    }
+
+
+def of_weights(config: Train, weights: list[Tensor | None]) -> dict:
+    """Mean importance weight and the share of them at the cap, over all ranks; nothing where there are no weights."""
+    if config.importance_cap is None:
+        return {}
+    used = torch.cat([w for w in weights if w is not None] or [torch.zeros(0)]).cpu()
+    amount, capped, count = total([used.sum().item(), (used == config.importance_cap).sum().item(), len(used)])
+    return {"weight": amount / max(1, count), "weight_capped": capped / max(1, count)}
+
+
+def of_engine(engine: Engine) -> dict:
+    """How far the engine's log-probabilities are from the trainer's, over all ranks, in nats: the mean and the largest
+    difference. Nothing for an engine that does not compare them."""
+    drifts = [drift for drift in gather(getattr(engine, "drift", None)) if drift and drift.tokens]
+    if not drifts:
+        return {}
+    tokens = sum(drift.tokens for drift in drifts)
+    mean = sum(drift.mean * drift.tokens for drift in drifts) / tokens
+    return {"drift": mean, "drift_largest": max(drift.largest for drift in drifts)}
+
+
+def mean_over_ranks(pieces: list[Tensor]) -> float:
+    """The mean of all numbers in these tensors of all ranks."""
+    amount = sum(piece.mean().item() * len(piece) for piece in pieces)
+    amount, count = total([amount, sum(map(len, pieces))])
+    return amount / count
+
+
+def mean(values: list[float | None]) -> float | None:
+    """The mean of numbers; None if there are none or the method has no such quantity."""
+    return None if not values or values[0] is None else sum(values) / len(values)
