@@ -91,6 +91,7 @@ from pathlib import Path
 from pmd import params
 from pmd.evaluators import evaluate
 from pmd.experiments import ablations, launch, tuning
+from pmd.harness.config import train_config
 from pmd.paper import claims, figures, logs, report, tables, typeset
 
 if __name__ == "__main__":  # a worker that does not fork imports this file
@@ -98,7 +99,7 @@ if __name__ == "__main__":  # a worker that does not fork imports this file
     values = params.load()
     ablations.jobs(values["ablate"], values["train"], values["methods"])
     small = {"steps": 1, "prompts": 2, "group_size": 2, "minibatches": 1, "probe": 1, "eval_k": 1, "eval_prompts": 1}
-    job = launch.Job(params.train(values["train"], values["methods"], "pmd-mean", 1, **small), "m/seed-1")
+    job = launch.Job(train_config("pmd-mean", 1, values, **small), "m/seed-1")
     launch.run_all([job], base, data, ["val"], out)
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the parent loaded {loaded}" if loaded else 0)
