@@ -39,6 +39,8 @@ NEEDED = {
 }
 """Modules that a machine with PyTorch and transformers may lack, and the packages that bring them."""
 
+BEGAN = time.monotonic()
+
 GRACE = 30
 """Seconds after the last moment at which a hanging section is ended, its stack on stderr."""
 
@@ -101,11 +103,12 @@ def works(device: str) -> bool:
 
 
 def record(log: Path, line: dict) -> bool:
-    """Append one line of JSON and print it; returns True."""
+    """Append one line of JSON, with the second at which it came, and print it; returns True."""
+    at = round(time.monotonic() - BEGAN, 1)
     with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(json.dumps(line | {"at": at}, ensure_ascii=False) + "\n")
         file.flush()
-    print(spoken(line), flush=True)
+    print(f"{at:6.1f} s  {spoken(line)}", flush=True)
     return True
 
 

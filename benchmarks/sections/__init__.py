@@ -8,7 +8,7 @@ SECTIONS = {
     "decoder": 45,
     "end_to_end": 85,
     "sharding": 40,
-    "sizes": 120,
+    "sizes": 60,
 }
 """Seconds that each section is expected to take on an H100, compilation included: estimates, not measurements. A
 section is left out where less time than that is left."""
