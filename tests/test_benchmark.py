@@ -159,7 +159,9 @@ def test_what_is_sampled_again_and_what_is_not(tiny, tiny_dir, tmp_path, small_b
     assert len(counted) == 4
 
 
-JUDGES = {"problems/verifier.py", "problems/limited_pool.py"}  # verdicts are made anew
+JUDGES = {
+    f"problems/{name}.py" for name in ("verifier", "extraction", "comparison", "limited_pool")
+}  # verdicts are made anew
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -133,17 +133,26 @@ def test_a_sharded_policy_is_sampled_from_a_copy_in_the_compute_type(tiny_dir, o
     assert all(torch.equal(buffer, dict(half.named_buffers())[name]) for name, buffer in kept.named_buffers())
 
 
-def test_a_policy_is_saved_in_the_type_that_it_computes_in(tiny_dir, tmp_path, one_rank):
-    for compute, size in (("float32", 4), ("bfloat16", 2)):
-        for divided in (False, True):
-            model, tokenizer = load_policy(tiny_dir, compute=compute, divided=divided)
-            save_policy(model, tokenizer, tmp_path / "saved")
-            weights = load_file(tmp_path / "saved" / "model.safetensors")
-            assert {weight.dtype for weight in weights.values()} == {getattr(torch, compute)}
-            assert sum(weight.nbytes for weight in weights.values()) == size * model.num_parameters()
-            assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == compute
-            again, _ = load_policy(tmp_path / "saved", dtype="auto")
-            assert again.dtype == getattr(torch, compute)
+@pytest.mark.parametrize(
+    ("compute", "divided", "saved"),
+    [
+        ("float32", False, "float32"),
+        ("float32", True, "float32"),
+        ("bfloat16", False, "float32"),
+        ("bfloat16", True, "bfloat16"),
+    ],
+)
+def test_a_sharded_policy_is_saved_in_the_type_that_it_computes_in(
+    tiny_dir, tmp_path, one_rank, compute, divided, saved
+):
+    model, tokenizer = load_policy(tiny_dir, compute=compute, divided=divided)
+    save_policy(model, tokenizer, tmp_path / "saved")
+    weights = load_file(tmp_path / "saved" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {getattr(torch, saved)}
+    assert sum(weight.nbytes for weight in weights.values()) == getattr(torch, saved).itemsize * model.num_parameters()
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == saved
+    again, _ = load_policy(tmp_path / "saved", dtype="auto")
+    assert again.dtype == getattr(torch, saved)
 
 
 @pytest.mark.parametrize("divided", [False, True])

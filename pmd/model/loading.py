@@ -175,15 +175,15 @@ def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrai
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Write a Hugging Face model directory (safetensors) in the compute type; it appears whole or not at all.
+    """Write a Hugging Face model directory (safetensors); it appears whole or not at all.
 
-    A policy that computes in bfloat16 is sampled in bfloat16, so its folder says what was sampled and takes half the
-    space; the fp32 weights that training goes on from are in the checkpoint. Of a sharded policy rank 0 gathers the
-    weights on its CPU, one after another, and writes; every rank must call.
+    Of a sharded policy rank 0 gathers the weights on its CPU, one after another, and writes; every rank must call. They
+    are written in the compute type: a policy that computes in bfloat16 is sampled in bfloat16, so the folder holds what
+    was sampled in half the space, and the fp32 weights from which training goes on are in the checkpoint.
     """
     path, main, dtype = Path(path), world()[0] == 0, compute_type(model)
     weights = None
-    if sharded(model) or dtype != model.dtype:
+    if sharded(model):
         states = model.state_dict(keep_vars=True)
         once = {id(weight): name for name, weight in reversed(states.items())}.values()  # tied weights have two names
         weights = {name: weight.to(dtype).to("cpu") for name, weight in full_weights(model) if main and name in once}
