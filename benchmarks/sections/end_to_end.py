@@ -42,7 +42,7 @@ def stopping(calls: int):
 
 def rows(context: Context) -> Iterator[Row]:
     """Seconds of the base, accuracy before and after, seconds by phase, and the stopped run's bits."""
-    every = 4 if context.quick else 40
+    every = 4 if context.quick else 24
     quotas = {
         "val": {2: 20, 3: 20} if context.quick else {2: 60, 3: 140},
         "rl": {2: 50, 3: 50} if context.quick else {2: 1000, 3: 3000},
@@ -91,10 +91,10 @@ def accuracy(out, step: int) -> float:
 def base_config(context: Context) -> Base:
     """The committed base model's settings, larger and shorter; smallest if quick."""
     changes = {"layers": 4, "width": 256, "heads": 4, "kv_heads": 2, "feedforward": 768}
-    changes |= {"steps": 1500, "warmup": 50, "lr": 1.5e-3}
+    changes |= {"steps": 800, "warmup": 50, "lr": 1.5e-3, "dtype": "bfloat16"}
     if context.quick:
         changes = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 64}
-        changes |= {"steps": 6, "warmup": 2, "batch": 16, "threads": 1}
+        changes |= {"steps": 6, "warmup": 2, "batch": 16, "threads": 1, "dtype": "float32"}
     return read(Base, "base", load()["base"] | changes | {"device": context.device})
 
 

@@ -45,8 +45,8 @@ BLOCKS = 3
 """Blocks of rows of similar length in which attention is computed."""
 
 TILE = 128
-"""Side of the tiles of a sparse mask. For "flex" packed tokens are padded to a multiple of it, by 127 at most, so every
-tile is whole and compiled kernels meet few shapes."""
+"""Side of the tiles of a sparse mask. For "flex" packed tokens are padded to a multiple of it, so that every tile is
+whole, and to two tiles at least: for a single one torch.compile would make kernels of their own, in half a minute."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def pack(
     biases, mask = [], None
     if attention == "flex":
         n = fields["ids"].size
-        padding = (0, -n % TILE)
+        padding = (0, max(2 * TILE - n, -n % TILE))
         fields |= {name: np.pad(fields[name], ((0, 0), padding)) for name in ("ids", "positions")}
         end = np.pad(_ends(trie), padding, constant_values=n + padding[1])  # padding alone looks at padding
         mask = sparse_mask(torch.from_numpy(end).to(device, torch.int32))
