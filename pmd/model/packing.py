@@ -46,7 +46,7 @@ BLOCKS = 3
 
 TILE = 128
 """Side of the tiles of a sparse mask. For "flex" packed tokens are padded to a multiple of it, so that every tile is
-whole, and to two tiles at least: for a single one torch.compile would make kernels of their own, in half a minute."""
+whole, and to two tiles at least: for a single one torch.compile would make kernels of its own, for half a minute."""
 
 
 @dataclass(frozen=True)
