@@ -23,6 +23,7 @@ from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale import memory, plan
 from pmd.scale.memory import Pass
 from pmd.scale.plan import GIB
+from pmd.scale.shape import architecture, shape
 from pmd.scale.vllm_engine import PASS_TOKENS
 
 VALUES = params.load()
@@ -290,6 +291,25 @@ def test_a_measured_update_takes_what_the_plan_says():
         measured, *parts = map(float, line.split())
         assert measured == pytest.approx(sum(parts), rel=0.15), case
         assert max(parts) < 0.75 * measured, case  # no part of it alone would do
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("recomputed", {"microbatch_tokens": 17_408, "checkpoint_activations": True}),
+        ("recomputed, compiled", {"microbatch_tokens": 17_408, "checkpoint_activations": True, "compile": True}),
+        ("nothing recomputed, compiled, passes of 9k tokens", {"microbatch_tokens": 8_704, "compile": True}),
+    ],
+)
+def test_an_update_measured_on_a_gpu_takes_what_the_plan_says(variant, changes):
+    """The peaks that `make gpu` measured at the 1.5B shape, with the settings of its section "sizes"."""
+    lines = (ROOT / "benchmarks" / "speed" / "nvidia-h200.md").read_text(encoding="utf-8").splitlines()
+    [value] = [line.split("|")[3] for line in lines if line.startswith(f"| sizes | 1.5B, {variant}: peak memory |")]
+    settings = {"prompts": 8, "group_size": 8, "minibatches": 2, "probe": 1, "max_tokens": 1536} | changes
+    config = train_config("pmd-mean", 1, device="cuda", dtype="bfloat16", eval_max_tokens=1536, **settings)
+    parts = memory.phases(shape(architecture("Qwen2.5-1.5B")), config, 256, 1, 139 * GIB)["update"]
+    planned = sum(size for name, size in parts.items() if name not in ("engine weights", "KV cache"))
+    assert planned / GIB == pytest.approx(float(value.split()[0]), rel=0.1)
 
 
 def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):

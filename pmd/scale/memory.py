@@ -6,7 +6,7 @@ needs of one pass; one chunk of logits. Rollouts and update take turns, so the p
 a checkpoint adds nothing on the GPU, because it copies one tensor at a time to the CPU. Sizes are bytes, and every
 response is taken to be as long as it may be.
 
-On a CPU the count is held against measured peaks (tests/test_plan.py). On a GPU it has not been measured.
+Tests hold the count against peaks measured on a CPU, and on a GPU at the 1.5B shape (benchmarks/speed/nvidia-h200.md).
 """
 
 from __future__ import annotations
@@ -110,14 +110,18 @@ def layer_activations(shape: Shape, train: Train, ranks: int, size: Pass) -> flo
 
     Norms keep their input in fp32 and its normalised value; under autocast every product keeps its own cast of its
     input. Attention keeps queries, keys, values and its output. On a CPU it also keeps a copy of the keys and values
-    for every response, and the probabilities.
+    for every response, and the probabilities. Compiled on a GPU, a norm keeps its input as it is, and a feed-forward
+    block what its two first products make; the rest is computed again.
     """
     c, x, cuda = bytes_of(train), stream_bytes(train, ranks), on_gpu(train)
     h, q, k, f = shape.hidden, shape.query, shape.key, shape.feedforward
-    norms = 2 * (4 + x) * h + ((4 + c) * (q + k) if shape.normed else 0)
+    fused = cuda and train.compile
+    norms = (2 * x * h if fused else 2 * (4 + x) * h) + ((4 + c) * (q + k) if shape.normed else 0)
     inputs = (4 if shape.routed else 5) * c * h if x > c else 2 * x * h
     attention = c * (3 * q + 2 * k) if cuda else 2 * c * q
     gated = (x if shape.routed else c) * (4 * f + 2 * h * shape.routed)  # experts' products know no autocast
+    if fused and not shape.routed:
+        gated = c * 2 * f
     each = norms + inputs + attention + gated
     seen = 0 if cuda else 2 * c * k * size.keys + c * shape.heads * size.pairs
     return size.tokens * each + seen
