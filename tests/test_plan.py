@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -328,6 +329,16 @@ def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             main(["plan", *arguments])
+
+
+def test_the_guide_to_gpus_states_what_the_plan_says():
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| ([\d.]+) \(`pmd plan (\S+) --gpus (\d+) --memory (\d+)`\)", text)
+    assert len(rows) == 4
+    for stated, name, gpus, gib in rows:
+        said = plan.report(name, int(gpus), float(gib))
+        assert max(map(float, re.findall(r"^  sum +([\d.]+)$", said, re.M))) == pytest.approx(float(stated), abs=0.05)
+        assert "it fits" in said
 
 
 def test_a_model_that_is_neither_a_directory_nor_known_is_refused():
