@@ -12,7 +12,7 @@ FILE = click.Path(path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def pmd() -> None:
+def cli() -> None:
     """PMD-mean, from clone to paper: what `dvc repro` runs, and what helps beside it.
 
     \b
@@ -24,7 +24,7 @@ def pmd() -> None:
     """
 
 
-@pmd.command()
+@cli.command()
 @click.argument("path", type=FILE)
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter; its value is read as YAML.")
 @click.option("--stage", help="The name of the executed copy; the notebook's own if not given.")
@@ -40,7 +40,7 @@ def notebook(path: Path, pairs: tuple[str, ...], stage: str | None) -> None:
     execute(path, stage or path.stem, parse(pairs))
 
 
-@pmd.command()
+@cli.command()
 @click.argument("name")
 def preset(name: str) -> None:
     """Apply presets/NAME.yaml to params.yaml.
@@ -56,7 +56,7 @@ def preset(name: str) -> None:
     click.echo("`git restore params.yaml dvc.lock` goes back")
 
 
-@pmd.group()
+@cli.group()
 def problems() -> None:
     """Write the problem sets of the embedded arithmetic task."""
 
@@ -98,7 +98,7 @@ def pin() -> None:
     click.echo(pin_generated())
 
 
-@pmd.command()
+@cli.command()
 @click.argument("name")
 @click.argument("out", type=FILE)
 @click.option("--metrics", type=FILE, help="A JSON file for the counts of what was kept and dropped.")
@@ -114,7 +114,7 @@ def sets(name: str, out: Path, metrics: Path | None) -> None:
     click.echo(write_set(name, out, metrics))
 
 
-@pmd.command()
+@cli.command()
 @click.argument("train", type=FILE)
 @click.argument("test", type=FILE)
 def overlap(train: Path, test: Path) -> None:
@@ -129,7 +129,7 @@ def overlap(train: Path, test: Path) -> None:
     click.echo(report_overlap(train, test))
 
 
-@pmd.command()
+@cli.command()
 @click.argument("responses", type=FILE)
 @click.argument("problems", type=FILE)
 @click.argument("out", type=FILE)
@@ -146,7 +146,7 @@ def score(responses: Path, problems: Path, out: Path) -> None:
     click.echo(metrics_table(score_file(responses, problems, out)).round(4).to_string())
 
 
-@pmd.command()
+@cli.command()
 @click.argument("name")
 @click.option("--gpus", type=int, help="Their number in all; the entry's nodes x ranks if not given.")
 @click.option("--memory", type=float, default=80, show_default=True, help="GiB of one GPU.")
@@ -162,7 +162,7 @@ def plan(name: str, gpus: int | None, memory: float) -> None:
     click.echo(report(name, gpus, memory))
 
 
-@pmd.command()
+@cli.command()
 @click.argument("name")
 @click.option("--params", "file", type=FILE, help="Another params.yaml.")
 def scale(name: str, file: Path | None) -> None:
@@ -184,7 +184,7 @@ def scale(name: str, file: Path | None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command. A mistake is one line on stderr: exit status 2 for a wrong call, 1 for what went wrong in it."""
     try:
-        pmd.main(arguments, prog_name="pmd", standalone_mode=False)
+        cli.main(arguments, prog_name="pmd", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)

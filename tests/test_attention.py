@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask
 
-from pmd.model.attention import ALIGNED, attend, compiled, dense_mask, flex, fused
+from pmd.model.attention import ALIGNED, attend, compiled_flex, dense_mask, flex, fused
 from pmd.model.forward import checkpoint_activations, log_probs
 from pmd.model.packing import TILE, pack, sparse_mask
 
@@ -204,7 +204,7 @@ def test_the_unfused_form_of_flex_is_an_error():
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             traced(query.double(), key.double(), value.double(), packed.mask, 0.3)
     before = torch._dynamo.config.recompile_limit
-    compiled()
+    compiled_flex()
     assert torch._dynamo.config.recompile_limit == 64
     torch._dynamo.config.recompile_limit = before
 
@@ -218,7 +218,7 @@ def test_flex_compiled_by_inductor_equals_dense_attention():
     query, key, value = (torch.randn(1, h, n, 16, generator=torch.Generator().manual_seed(h)) for h in (4, 2, 2))
     bias = dense_mask(packed.mask.mask_mod(0, 0, place[:, None], place), torch.float32)[None, None]
     with torch.no_grad():
-        got = compiled()(query, key, value, packed.mask, 0.3)
+        got = compiled_flex()(query, key, value, packed.mask, 0.3)
     torch.testing.assert_close(got, attend(query, key, value, bias, 0.3), atol=2e-6, rtol=0)
 
 

@@ -12,13 +12,13 @@ from importlib import import_module
 import click
 import pytest
 
-from pmd.__main__ import main, pmd
+from pmd.__main__ import cli, main
 from pmd.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def commands(group: click.Group = pmd, *path: str) -> list[tuple[str, ...]]:
+def commands(group: click.Group = cli, *path: str) -> list[tuple[str, ...]]:
     found = []
     for name, command in group.commands.items():
         found += commands(command, *path, name) if isinstance(command, click.Group) else [(*path, name)]
@@ -38,7 +38,7 @@ def test_help_takes_less_than_half_a_second_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-m", "pmd", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
-    for name in pmd.commands:
+    for name in cli.commands:
         assert re.search(rf"^  {name} +\w.*[^.]\.$", done.stdout, re.M), name  # a line each
     assert done.stderr == ""
 

@@ -1,8 +1,10 @@
-"""The README's examples run, and the files it names exist."""
+"""The README's examples run, and whatever file or name of pmd a text names is there."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
+import subprocess
 
 import pytest
 
@@ -38,3 +40,42 @@ def test_training_on_ones_own_task(tiny_dir, tmp_path):
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
 def test_links_lead_somewhere(target):
     assert target.startswith("https://") or (ROOT / target).exists()
+
+
+def tracked() -> list[str]:
+    """Every file of the repository that git tracks or would add, relative to its root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
+
+
+FILES = tracked()
+TEXTS = [
+    path
+    for path in FILES
+    if (
+        path.endswith((".py", ".md", ".ipynb", ".slurm", "Makefile", "params.yaml", "dvc.yaml", "data.dvc"))
+        and not path.startswith(("tests/", "results/", "runs/"))
+    )
+    or path.startswith("presets/")
+]
+CODE = re.compile(r"(?<![\w*/.<-])(?:\.\./)?((?:[\w-]+/)*[\w-]+\.(?:py|ipynb))\b")
+OTHERS = re.compile(r"(?<![\w/*.])(?:\.\./)?((?:docs|tests|presets|scripts)/[\w/.-]+\.(?:md|txt|slurm|json))\b")
+MODULE = re.compile(r"\bpmd(?:\.[A-Za-z_]\w*)+")
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_the_files_and_names_that_a_text_refers_to_exist(path):
+    """A file may be named from the repository's root or by the end of its path, a name of pmd by its dotted path."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    named = {*CODE.findall(text), *OTHERS.findall(text)}
+    assert not [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in FILES)]
+    assert not [name for name in set(MODULE.findall(text)) if not leads_somewhere(name)]
+
+
+def leads_somewhere(name: str) -> bool:
+    """Is this dotted path a module of pmd, or what its modules and classes define?"""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True

@@ -15,7 +15,7 @@ from pmd.model import loading
 from pmd.model.loading import load_policy, save_policy
 from pmd.sampling.accuracy import accuracy
 from pmd.sampling.engine import Sampling
-from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise
+from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise_by_rule
 
 PROBLEMS = [
     {"id": "a", "prompt": "1+1=", "ground_truth": "2", "difficulty": 2},
@@ -45,7 +45,7 @@ def test_summary_by_hand(tiny):
     assert samples["seed"].tolist() == [0] * 8
     assert samples["answer"].tolist()[:3] == ["2", "2", "3"]
     assert samples["answer"].isna().tolist() == [False, False, False, True, False, False, False, True]
-    summary = summarise(samples, PROBLEMS)
+    summary = summarise_by_rule(samples, PROBLEMS)
     assert summary == {
         "k": 4,
         "correct": [2, 1],
@@ -55,7 +55,7 @@ def test_summary_by_hand(tiny):
     }
     assert accuracy(summary) == 3 / 8
     shuffled = samples.sample(frac=1, random_state=0).sort_values("prompt_id", ascending=False)
-    assert summarise(shuffled, PROBLEMS)["correct"] == [2, 1]
+    assert summarise_by_rule(shuffled, PROBLEMS)["correct"] == [2, 1]
 
 
 def test_a_response_cut_off_has_no_answer(tiny):
@@ -68,7 +68,7 @@ def test_each_row_is_judged_by_its_problems_rule(tiny):
     problems = [PROBLEMS[0], PROBLEMS[1] | {"rule": "dapo"}]
     samples = respond(Scripted(tiny[1], [["2|", "3|"], ["5|", "5|"]]), tiny[1], problems, 2, Sampling(8), 0)
     assert samples["reward"].tolist() == [1, 0, -1, -1]
-    assert summarise(samples, problems)["correct"] == [1, 0]
+    assert summarise_by_rule(samples, problems)["correct"] == [1, 0]
 
 
 def test_equal_answers_vote_together(monkeypatch):

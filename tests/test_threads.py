@@ -14,7 +14,7 @@ import resource, sys
 import torch
 from pmd.model import threads
 if sys.argv[1] == "kept":
-    threads.use(2)
+    threads.use_threads(2)
     assert torch.get_num_threads() == 2
 def step():
     blocks = [torch.ones(2**18) for _ in range(120)]  # of 1 MiB

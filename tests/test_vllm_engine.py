@@ -13,7 +13,7 @@ from pmd.model.packing import pack
 from pmd.sampling.engine import Sampling
 from pmd.scale import vllm_engine
 from pmd.scale.engines import engine_for
-from pmd.scale.vllm_engine import VLLMEngine, compare, ranks_per_engine
+from pmd.scale.vllm_engine import VLLMEngine, measure_drift, ranks_per_engine
 
 
 def imported():
@@ -53,11 +53,11 @@ def test_the_comparison_is_at_temperature_one_and_in_the_order_given(tiny):
     for prompt, response in zip(prompts, responses, strict=True):
         with torch.no_grad():
             theirs.append(log_probs(model, pack([prompt], [[response]]))[0].tolist())
-    agreeing = compare(model, prompts, responses, theirs)
+    agreeing = measure_drift(model, prompts, responses, theirs)
     assert (agreeing.tokens, agreeing.largest) == (5, pytest.approx(0, abs=1e-5))
     theirs[1][0] += 0.5
-    assert compare(model, prompts, responses, theirs).largest == pytest.approx(0.5, abs=1e-5)
-    assert compare(model, prompts, responses, theirs).mean == pytest.approx(0.1, abs=1e-5)
+    assert measure_drift(model, prompts, responses, theirs).largest == pytest.approx(0.5, abs=1e-5)
+    assert measure_drift(model, prompts, responses, theirs).mean == pytest.approx(0.1, abs=1e-5)
 
 
 @pytest.mark.parametrize(("most", "passes"), [(1000, 1), (11, 3), (1, 6)])
@@ -70,7 +70,7 @@ def test_the_comparison_keeps_its_passes_within_the_budget(tiny, monkeypatch, mo
     theirs = [[x + 0.5 for x in exact[3 * i : 3 * i + 3]] for i in range(6)]
     fed = []
     monkeypatch.setattr(vllm_engine, "log_probs", lambda _, packed: fed.append(packed) or log_probs(model, packed))
-    drift = compare(model, prompts, responses, theirs, most)
+    drift = measure_drift(model, prompts, responses, theirs, most)
     assert len(fed) == passes
     assert max(packed.ids.numel() for packed in fed) <= max(most, 5)
     assert (drift.tokens, drift.mean) == (18, pytest.approx(0.5, abs=1e-5))
@@ -82,10 +82,10 @@ def test_every_rank_makes_as_many_passes_as_the_busiest(tiny, monkeypatch):
     fed = []
     monkeypatch.setattr(vllm_engine, "log_probs", lambda _, packed: fed.append(packed) or log_probs(model, packed))
     monkeypatch.setattr(vllm_engine, "gather", lambda own: [own, 3])
-    assert compare(model, [], [], []) is None
+    assert measure_drift(model, [], [], []) is None
     assert [packed.ids.numel() for packed in fed] == [1, 1, 1]
     fed.clear()
-    assert compare(model, [[3, 15]], [[5, 1]], [[0.0, 0.0]]).tokens == 2
+    assert measure_drift(model, [[3, 15]], [[5, 1]], [[0.0, 0.0]]).tokens == 2
     assert [packed.ids.numel() for packed in fed] == [3, 1, 1]
 
 

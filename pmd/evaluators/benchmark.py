@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +23,10 @@ from pmd.params import FileName, Settings, one_of, require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
-from pmd.sampling.engine import Engine, Sampling, context
-from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise, verdicts
+from pmd.sampling.engine import MakeEngine, Sampling, context
+from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise_by_rule, verdicts
 from pmd.sampling.seeds import derive
 from pmd.sampling.torch_engine import TorchEngine
-
-MakeEngine = Callable[..., Engine]
-"""Makes an engine of a model and the number of its end-of-sequence token, as the class TorchEngine does."""
 
 BLOCK = 512
 """Responses sampled between two writes to disk: what an interruption can lose."""
@@ -195,7 +191,7 @@ def per_problem(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
     Metrics: avg@k, unbiased pass@j for j = 2, 4, … and k, "resampled best@k" (drawn with replacement, as the reference
     code has it), maj@k over answers that the verifier calls equal, truncated, and length in tokens if it is known.
     """
-    summary = summarise(samples, problems)
+    summary = summarise_by_rule(samples, problems)
     k, correct = summary["k"], np.array(summary["correct"])
     columns = {f"avg@{k}": correct / k}
     columns |= {f"pass@{j}": pass_at_k(correct, k, j) for j in sorted({2**i for i in range(1, k.bit_length())} | {k})}

@@ -81,10 +81,10 @@ def evaluate_all(config: Evaluate, run: Path, data: Path) -> pd.DataFrame:
 
 def _evaluate_one(job: tuple[Evaluate, Path, dict[str, list[dict]], list[Path]]) -> pd.DataFrame:
     """In a worker: evaluate one model folder on one thread, and write its samples to every path that stands for it."""
-    from pmd.model import threads  # only here, for the reason that `evaluate` gives
+    from pmd.model.threads import use_threads  # only here, for the reason that `evaluate` gives
 
     config, model, sets, paths = job
-    threads.use(1)
+    use_threads(1)
     samples = evaluate(config, model, sets)
     means = samples.groupby("set").agg(
         avg=("correct", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean")

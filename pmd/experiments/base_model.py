@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from pmd.files import digest, fingerprint, write_json, write_jsonl
 from pmd.harness.run_folder import remove_other
-from pmd.model import checkpoint, threads
+from pmd.model import checkpoint
 from pmd.model.build import build_policy
 from pmd.model.device import check_device
 from pmd.model.forward import log_probs
 from pmd.model.from_scratch import Base
 from pmd.model.loading import save_policy
 from pmd.model.packing import pack
+from pmd.model.threads import use_threads
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.seeds import derive, prompt_order
 
@@ -49,7 +50,7 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     for number, trace in enumerate(traces, start=1):
         if not trace.get("response"):
             raise ValueError(f"supervised trace {number} (id {trace['id']!r}): column 'response' is missing or empty")
-    threads.use(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(derive(config.seed, 0, "sft"))
     model, tokenizer = build_policy(
         SYMBOLS, config.layers, config.width, config.heads, config.kv_heads, config.feedforward, config.seed

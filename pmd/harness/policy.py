@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,8 @@ from pmd.model.forward import checkpoint_activations, compile_layers
 from pmd.model.loading import load_policy
 from pmd.model.sharding import trained_sharded
 from pmd.params import require
-from pmd.sampling.engine import Engine
+from pmd.sampling.engine import Engine, MakeEngine
 from pmd.sampling.torch_engine import TorchEngine
-
-MakeEngine = Callable[..., Engine]
-"""(model, end-of-sequence token, **engine_options) -> what samples responses."""
 
 
 @dataclass
@@ -31,7 +27,7 @@ class Policy:
     engine: Engine
 
 
-def load(config: Train, base: str | Path, device: str, engine: MakeEngine | None = None) -> Policy:
+def make_policy(config: Train, base: str | Path, device: str, engine: MakeEngine | None = None) -> Policy:
     """The policy in folder `base`, AdamW on its weights, and its engine; None: TorchEngine.
 
     With several ranks, and on CUDA with one too, the policy is sharded and each rank reads its own rows. ValueError in

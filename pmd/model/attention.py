@@ -71,7 +71,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: floa
 
 
 @cache
-def compiled():
+def compiled_flex():
     """`flex` compiled for any number of tokens, by the default backend of torch.compile.
 
     A variant that cannot be compiled, or one too many, is an error (fullgraph). Its kernels for the backward pass use
@@ -88,7 +88,7 @@ def masked(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: fl
     where only tests come here, it runs uncompiled and PyTorch offers no gradients.
     """
     if query.is_cuda:
-        return compiled()(query, key, value, mask, scale)
+        return compiled_flex()(query, key, value, mask, scale)
     return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
 
 

@@ -78,7 +78,7 @@ SHARDED = "packed_log_probs"
 """The method that `pmd.model.sharding.shard` gives a policy: `packed_log_probs` behind FSDP2's gathering of weights."""
 
 
-class Chosen(torch.autograd.Function):
+class ChosenLogProbs(torch.autograd.Function):
     """log p [R, V] and ids [R] -> the ids' log-probabilities and the entropies −Σ p log p, both [R].
 
     Without `entropy` the second is None. One node for both, that keeps log p alone: whichever result is used, a
@@ -145,7 +145,7 @@ def chosen_log_probs(logits: Tensor, target: Tensor, temperature: float, entropy
     """Logits [R, V] and ids [R] -> the ids' log-probabilities and, if asked for, the entropies, both [R] fp32."""
     logits = logits.float()
     log_p = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-    return Chosen.apply(log_p, target, entropy)
+    return ChosenLogProbs.apply(log_p, target, entropy)
 
 
 def fusible_log_probs(
@@ -162,7 +162,7 @@ def fusible_log_probs(
 
 
 @cache
-def compiled():
+def compiled_log_probs():
     """`fusible_log_probs` compiled for any number of rows. Used on CUDA, where eager passes over [R, V] take about a
     fifth of an update of a small model; on a CPU numbers must not depend on a compiler."""
     return torch.compile(fusible_log_probs, dynamic=True)
@@ -171,7 +171,7 @@ def compiled():
 def _token_log_probs(
     head: nn.Module, hidden: Tensor, packed: Packed, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    choose = compiled() if hidden.is_cuda and COMPILED_LOSS else chosen_log_probs
+    choose = compiled_log_probs() if hidden.is_cuda and COMPILED_LOSS else chosen_log_probs
 
     def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         return choose(head(rows), target, temperature, entropy)

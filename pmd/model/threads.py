@@ -11,7 +11,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
 
 
-def use(threads: int) -> None:
+def use_threads(threads: int) -> None:
     """Compute on so many threads, and keep freed memory for the next step.
 
     glibc hands large freed blocks back to the kernel, so that every step faults the pages of its activations in anew:

@@ -6,7 +6,7 @@ An engine turns prompts into responses. `pmd.sampling.torch_engine` has one that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +49,10 @@ class Engine(Protocol):
     def sample(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
     ) -> Responses: ...
+
+
+MakeEngine = Callable[..., Engine]
+"""(model, end-of-sequence token, **options) -> an engine that samples from the model, as the class TorchEngine does."""
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | None = None) -> Tensor:

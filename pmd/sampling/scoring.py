@@ -68,7 +68,7 @@ def verdicts(rows: list[dict], problems: Iterable[dict]) -> list[dict]:
     return [{name: getattr(verdict, name) for name in VERDICT} for verdict in found]
 
 
-def summarise(samples: pd.DataFrame, problems: Iterable[dict]) -> dict:
+def summarise_by_rule(samples: pd.DataFrame, problems: Iterable[dict]) -> dict:
     """`accuracy.summarise` of `respond`'s rows, where answers that a problem's rule calls equal vote together."""
     problems = list(problems)
     ids, rules = [problem["id"] for problem in problems], [problem.get("rule", "exact") for problem in problems]

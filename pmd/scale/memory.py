@@ -20,7 +20,7 @@ from pmd.model import forward
 from pmd.sampling import static_decoder
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale.shape import Shape
-from pmd.scale.vllm_engine import PASS_TOKENS
+from pmd.scale.vllm_engine import CPU_CACHE, GPU_SHARE, PASS_TOKENS
 
 RESERVE = 0.1
 """Share of a GPU's memory left for the CUDA context, NCCL and fragmentation: an allowance, not a measurement."""
@@ -171,8 +171,8 @@ def engine_memory(shape: Shape, train: Train, prompt: int, ranks: int, memory: f
     c, length = bytes_of(train), prompt + max(train.max_tokens, train.eval_max_tokens)
     if train.engine == "vllm":
         weights = c * shape.total / ranks_per_engine(train)
-        share = train.engine_options.get("gpu_memory_utilization", 0.5) * memory - weights
-        room = share if on_gpu(train) else train.engine_options.get("kv_cache_memory_bytes", 2 << 30)
+        share = train.engine_options.get("gpu_memory_utilization", GPU_SHARE) * memory - weights
+        room = share if on_gpu(train) else train.engine_options.get("kv_cache_memory_bytes", CPU_CACHE)
         return {"engine weights": weights, "KV cache": room}
     responses = math.ceil(train.prompts / ranks) * train.group_size
     rows = min(responses, DECODED // train.group_size * train.group_size or 1)

@@ -36,7 +36,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from pmd.model.distributed import gather, world
-from pmd.model.forward import log_probs
+from pmd.model.forward import compute_type, log_probs
 from pmd.model.packing import pack
 from pmd.model.sharding import full_weights
 from pmd.params import require
@@ -52,6 +52,12 @@ random weights on a CPU: 6e-7, 1e-3 and 8e-3 (the largest differences of a singl
 
 PASS_TOKENS = 8192
 """Packed tokens of one forward pass of the comparison where the trainer has no `microbatch_tokens`."""
+
+GPU_SHARE = 0.5
+"""Share of the GPU's memory that vLLM takes unless `gpu_memory_utilization` is given."""
+
+CPU_CACHE = 2 * 2**30
+"""Bytes of vLLM's KV cache on a CPU unless `kv_cache_memory_bytes` is given."""
 
 _running = weakref.WeakSet()  # vLLM's engine cores of this process: at most one lives
 
@@ -91,7 +97,7 @@ class VLLMEngine:
     ):
         self.model, self.eos, self.checked = model, eos, checked
         self.ranks_per_engine, self.pass_tokens = ranks_per_engine(options), pass_tokens or PASS_TOKENS
-        self.tolerance = TOLERANCE[_dtype(model)] if tolerance is None else tolerance
+        self.tolerance = TOLERANCE[compute_type(model)] if tolerance is None else tolerance
         self.drift: Drift | None = None
         self.handovers, self.handover_s = 0, 0.0
         self.sleeps = model.device.type == "cuda"
@@ -171,7 +177,7 @@ class VLLMEngine:
 
     def _prove(self, prompts: list[Sequence[int]], responses: list[list[int]], theirs: list[list[float]]) -> None:
         """RuntimeError on every rank unless every rank's responses were sampled from the present weights."""
-        drift = self.drift = compare(self.model, prompts, responses, theirs, self.pass_tokens)
+        drift = self.drift = measure_drift(self.model, prompts, responses, theirs, self.pass_tokens)
         proven = drift is None or drift.mean <= self.tolerance  # a NaN is no proof either
         _stop(
             None
@@ -203,8 +209,8 @@ def start(model: PreTrainedModel, options: dict[str, Any]) -> Any:
         from vllm import LLM
     except Exception as error:  # a torchvision of another build than torch raises a RuntimeError from within
         raise ImportError(f"vLLM cannot be imported ({_line(error)}): {INSTALL}") from error
-    cuda = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}
-    cpu = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
+    cuda = {"enable_sleep_mode": True, "gpu_memory_utilization": GPU_SHARE}
+    cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard renames the class
     if model.device.type == "cpu":  # there vLLM packs a tied head once, at its start, and never again
@@ -219,7 +225,7 @@ def start(model: PreTrainedModel, options: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="pmd-vllm-") as folder:
         config.save_pretrained(folder)
         fixed = {"load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm"}
-        fixed |= {"dtype": str(_dtype(model)).removeprefix("torch."), "logprobs_mode": "raw_logprobs"} | ranked
+        fixed |= {"dtype": str(compute_type(model)).removeprefix("torch."), "logprobs_mode": "raw_logprobs"} | ranked
         try:
             llm = LLM(folder, **fixed, **((cuda if model.device.type == "cuda" else cpu) | options))
         except Exception as error:
@@ -279,7 +285,7 @@ def generate(
 
 
 @torch.no_grad()
-def compare(
+def measure_drift(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
@@ -323,11 +329,6 @@ def _passes(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _dtype(model: PreTrainedModel) -> torch.dtype:
-    """What the policy computes in; its master weights may be kept in fp32."""
-    return getattr(model, "compute_dtype", model.dtype)
 
 
 def _stop(line: str | None, cause: Exception | None = None) -> None:

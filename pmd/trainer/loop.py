@@ -30,13 +30,14 @@ from pmd.files import read_json, write_json
 from pmd.harness import run_folder
 from pmd.harness.clock import Clock, timing
 from pmd.harness.config import Train, identity
-from pmd.harness.policy import MakeEngine, Policy, load
+from pmd.harness.policy import Policy, make_policy
 from pmd.harness.run_folder import model_digest, problems_digest
-from pmd.model import checkpoint, distributed, threads
+from pmd.model import checkpoint, distributed
 from pmd.model.loading import directory, save_policy
+from pmd.model.threads import use_threads
 from pmd.sampling.accuracy import accuracy
-from pmd.sampling.engine import Sampling
-from pmd.sampling.scoring import respond, summarise
+from pmd.sampling.engine import MakeEngine, Sampling
+from pmd.sampling.scoring import respond, summarise_by_rule
 from pmd.sampling.seeds import derive
 from pmd.trainer.measurements import of_engine
 from pmd.trainer.rollouts import Rollouts
@@ -57,7 +58,7 @@ def train(
     """Train the policy in model folder `base` on `problems`, evaluate it on `sets`, write everything to `out`.
 
     config: of pmd.harness.config.train_config. problems, sets: of pmd's read_problems; `sets` has "val", whose best
-    policy is kept. engine: makes what samples, see pmd.harness.policy; None: TorchEngine. In a torchrun job every rank
+    policy is kept. engine: makes what samples; None: TorchEngine. In a torchrun job every rank
     calls this alike, and rank 0 writes. tags: what else identifies the run, for run.json.
 
     Returns result.json's content: last_step, best_step, val_last and val_best (accuracies in [0, 1]). A run that
@@ -72,8 +73,8 @@ def train(
     distributed.agree("ranks", wanted | {"torch": torch.__version__})
     if run_folder.finished(out, wanted):
         return read_json(out / "result.json")
-    threads.use(config.threads)
-    policy, main = load(config, base, device, engine), distributed.world()[0] == 0
+    use_threads(config.threads)
+    policy, main = make_policy(config, base, device, engine), distributed.world()[0] == 0
     state, waiting = _start(out, wanted, policy)
     bar = tqdm(
         total=config.steps,
@@ -147,7 +148,7 @@ def _evaluate(config: Train, step: int, policy: Policy, sets: dict[str, list[dic
     for name, problems in sets.items():
         seed = derive(config.seed, step, f"eval/{name}")
         samples = respond(policy.engine, policy.tokenizer, problems, config.eval_k, sampling, seed)
-        rows.append({"step": step, "set": name, **summarise(samples, problems)})
+        rows.append({"step": step, "set": name, **summarise_by_rule(samples, problems)})
     return rows
 
 

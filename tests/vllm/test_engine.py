@@ -21,7 +21,7 @@ from pmd.problems.verifier import Verdict
 from pmd.sampling.engine import Sampling
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale import vllm_engine
-from pmd.scale.vllm_engine import TOLERANCE, VLLMEngine, compare
+from pmd.scale.vllm_engine import TOLERANCE, VLLMEngine, measure_drift
 from pmd.trainer.loop import train
 from tests.vllm.ranks import EOS, PROMPTS, SMALL, build
 
@@ -174,11 +174,11 @@ def test_new_weights_are_used_and_proven(engine):
     assert engine.drift.tokens == sum(len(response) for group in tokens for response in group)
     prompts = [prompt for prompt in PROMPTS for _ in range(16)]
     flat, theirs = vllm_engine.generate(engine.llm, PROMPTS, 16, Sampling(8), 0, EOS, {0, 1, 2})
-    assert compare(model, prompts, flat, theirs).mean < 1e-5
+    assert measure_drift(model, prompts, flat, theirs).mean < 1e-5
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(old[name])
-    assert compare(model, prompts, flat, theirs).mean > 100 * TOLERANCE[torch.float32]
+    assert measure_drift(model, prompts, flat, theirs).mean > 100 * TOLERANCE[torch.float32]
 
 
 def test_a_step_of_the_trainers_optimizer_is_handed_over(engine):
