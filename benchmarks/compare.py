@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pmd.files import ROOT, read_json, write_json, write_jsonl, write_text
-from pmd.model.build import build_policy
+from pmd.model.from_scratch import build_policy
 from pmd.model.loading import save_policy
 from pmd.problems.arithmetic import SYMBOLS, splits
 from pmd.sampling.seeds import prompt_order

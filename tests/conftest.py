@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pmd import processes
-from pmd.model.build import build_policy
+from pmd.model.from_scratch import build_policy
 from pmd.model.loading import save_policy
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.processes import prepare

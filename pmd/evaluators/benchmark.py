@@ -29,16 +29,16 @@ from pmd.sampling.seeds import derive
 from pmd.sampling.torch_engine import TorchEngine
 
 BLOCK = 512
-"""Responses sampled between two writes to disk: what an interruption can lose."""
+"""Responses that are sampled between two writes to disk, and so the most that an interruption can lose."""
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-"""What of a model folder decides its answers."""
+"""The files of a model folder that decide its answers."""
 
 SAMPLING_CODE = {
     "torch": ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py"),
     "vllm": ("pmd/model", "pmd/sampling", "pmd/problems/prompts.py", "pmd/scale/vllm_engine.py"),
 }
-"""For each engine the code that decides the text it samples: a change there has everything sampled again.
+"""For each engine the code that decides the text that it samples; if it changes, everything is sampled again.
 
 The rules that judge the text are not among it, because verdicts are made anew each time.
 """

@@ -15,10 +15,9 @@ from tqdm import tqdm
 from pmd.files import digest, fingerprint, write_json, write_jsonl
 from pmd.harness.run_folder import remove_other
 from pmd.model import checkpoint
-from pmd.model.build import build_policy
 from pmd.model.device import check_device
 from pmd.model.forward import log_probs
-from pmd.model.from_scratch import Base
+from pmd.model.from_scratch import Base, build_policy
 from pmd.model.loading import save_policy
 from pmd.model.packing import pack
 from pmd.model.threads import use_threads

@@ -12,7 +12,10 @@ import torch
 from pmd.processes import peak_memory_mb
 
 PHASES = ("rollout", "reward", "old", "update", "probe", "eval", "checkpoint")
+"""Sampling, verification, log π_t, the K optimizer steps, the measurements after them, evaluation, saving."""
+
 NOT_TRAINING = ("eval", "checkpoint")
+"""The phases that a training run could do without; wall_s and tokens/s leave them out."""
 
 
 @dataclass

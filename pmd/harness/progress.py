@@ -1,4 +1,4 @@
-"""How far runs have come, read from their logs: for the progress bar of whoever started them as other processes."""
+"""The progress of runs in other processes, read from their logs: what their starter's progress bar shows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show(bar: tqdm, runs: list[tuple[Path, int]]) -> None:
 
 
 def last_row(folder: Path) -> dict:
-    """{"step", "reward", "val", "tokens_per_s"} by the last complete rows of a run's logs; 0 where there is none."""
+    """{"step", "reward", "val", "tokens_per_s"} from the last complete rows of a run's logs; 0 if there is no row."""
     row = {"step": 0, "reward": 0.0, "val": 0.0, "tokens_per_s": 0.0}
     for name, keys in (("timing.jsonl", ("step", "tokens_per_s")), ("log.jsonl", ("reward",))):
         for last in complete_rows(folder / name)[-1:]:

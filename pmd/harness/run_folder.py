@@ -1,8 +1,8 @@
 """The folder of a run: whose run it holds, its logs, and how a run that stopped goes on. Nothing here needs torch.
 
-run.json        every setting, what identifies the run besides, and how it was gone on with
+run.json        every setting, what else identifies the run, and what was changed when it went on
 log.jsonl       a row a step        timing.jsonl  its seconds        eval.jsonl  a row a set and evaluation
-checkpoint-*/   what the run would go on from
+checkpoint-*/   from which a run that stopped goes on
 best/, last/    model folders        result.json  says that the run has finished
 """
 
@@ -27,11 +27,11 @@ ADJUSTABLE = (
     "eval_every",
     "checkpoint_every",
 )
-"""Settings with which a run may go on that began with others, because they do not change what is computed but for
-rounding, or how often something is written. `steps` may grow."""
+"""Settings that may have other values when a stopped run goes on, because they change only rounding or how often
+something is written. `steps` may grow, too."""
 
 LARGE = 2**30
-"""Bytes of weights above which a model is known by the sizes of its files: hashing 60 GB would take minutes."""
+"""Bytes of weights above which a model is identified by the sizes of its files: hashing 60 GB would take minutes."""
 
 
 # --- whose run is it? ----------------------------------------------------------------------------------------------
@@ -75,8 +75,8 @@ def remove_other(folder: Path, wanted: dict[str, Any]) -> None:
 def finished(folder: Path, wanted: dict[str, Any]) -> bool:
     """Has the run in `folder` done all the steps that are wanted?
 
-    False where no run was begun or none has a checkpoint yet. ValueError in one line if the folder holds another run,
-    or one that is to have fewer steps than before, or more but has no checkpoint to go on from.
+    False if there is no run or it has no checkpoint yet. ValueError in one line if the folder holds another run, a run
+    that was to do more steps, or one that has done fewer and whose checkpoint is gone.
     """
     result, stopped = folder / "result.json", any(folder.glob("checkpoint-*"))
     if not (stopped or result.exists()):

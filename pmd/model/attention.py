@@ -1,10 +1,11 @@
-"""Attention over packed tokens: each response behind its prompt, plugged into transformers' attention interface, so any
-model that uses the interface can be trained.
+"""Attention over packed tokens, where each response sees its prompt and its own earlier tokens.
+
+It is registered in transformers' attention interface, so every model that uses the interface can be trained.
 
 On CUDA there are two kernels. Packed tokens (training) go through FlexAttention with a sparse mask; prefills and
-decoding steps have a dense mask and go through PyTorch's memory-efficient kernel. Both have a slow fall-back that holds
-the scores of all pairs of tokens, which PyTorch would take without a word; here the first is an error and the second is
-left to models whose heads no fused kernel supports.
+decoding steps have a dense mask and go through PyTorch's memory-efficient kernel. PyTorch may silently replace either
+by a slow version that holds the scores of all pairs of tokens. For FlexAttention this is made an error; for the dense
+kernel it is allowed, because some models have heads that no fused kernel supports.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def blockwise(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: 
     heads, d = query.shape[1], query.shape[3]
     q, kv = (x[0].transpose(0, 1).flatten(1) for x in (query * scale, torch.cat([key, value], dim=1)))  # [N, heads * d]
     shapes = [bias.shape for bias in layout.biases]
-    # a gather with a fast CPU backward, for all blocks at once
+    # one gather for all blocks, by F.embedding because its backward pass is fast on a CPU
     queries = F.embedding(layout.queries, q).split([rows * width for rows, _, width, _ in shapes])
     keys = F.embedding(layout.keys, kv).split([rows * width for rows, _, _, width in shapes])
 
@@ -59,8 +60,8 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 RECOMPILATIONS = 64
-"""How many variants of FlexAttention a process may compile. They differ in dtype, in model shape, in whether there is a
-graph and in whether a pass is a single tile. PyTorch's own limit of 8 is met when models of several shapes are used."""
+"""How many variants of FlexAttention a process may compile. They differ in dtype, in model shape, in whether gradients
+are needed and in whether a pass is a single tile. PyTorch's own limit is 8, too few for several models."""
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
@@ -95,8 +96,8 @@ def masked(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: fl
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
     """softmax(scale q kᵀ + bias) v; query: [B, heads, Q, d], key, value: [B, kv_heads, K, d], bias: [B or 1, 1, Q, K].
 
-    On a CPU the fused kernel is several times slower than plain products at short lengths; heads that share a key stand
-    as its queries there, so that nothing is repeated.
+    On a CPU the fused kernel is several times slower at short lengths than plain products, which are used there. The
+    query heads that share a key head are computed as further queries of it, so that no key is copied.
     """
     bias = bias.to(query.dtype)
     if query.is_cuda:
@@ -107,7 +108,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     folded = query.unflatten(1, (kv, -1)).transpose(2, 3).reshape(b * kv, -1, d)  # a view if kv is 1
     scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2)).view(b, kv, q, heads // kv, -1)
     bias = bias[:, :, :, None]
-    scores = scores + bias if scores.requires_grad else scores.add_(bias)  # in place, a backward pass copies more
+    scores = scores + bias if scores.requires_grad else scores.add_(bias)  # in place, a backward pass would copy more
     out = torch.bmm(scores.softmax(-1).view(b * kv, -1, scores.shape[-1]), value.flatten(0, 1)).view(b, kv, q, -1, d)
     return out.transpose(2, 3).flatten(1, 2)
 
@@ -131,8 +132,8 @@ def dense_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
 def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
     """`attend` by PyTorch's fused kernels, which take a mask only if every head has a key of its own.
 
-    In a decoding step (Q = 1) the heads that share a key stand as its queries, so that the cache is read once. In a
-    prefill the keys are repeated, which is little beside the scores.
+    In a decoding step (Q = 1) the query heads that share a key head are passed as queries of it, so that the cache is
+    read once. In a prefill the keys are copied, which takes little memory beside the scores.
     """
     b, heads, q, d = query.shape
     kv = key.shape[1]

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: weights, optimizer, position, waiting rollouts, whole or absent; safetensors and JSON only.
+"""Checkpoints of a run: weights, optimizer moments, the loop's state and waiting rollouts, as safetensors and JSON.
 
-A checkpoint is a folder `checkpoint-<step>`; it is written beside and renamed into place, and only then are older
-ones removed, so a run killed at any moment finds a complete one. Each rank writes its own rows of every tensor, and any
-number of ranks reads them. Randomness has no state to save (pmd/sampling/seeds.py).
+A checkpoint is a folder `checkpoint-<step>`. It is written under another name and renamed when it is complete, and only
+then are older ones removed, so a run that was killed at any moment finds a complete one. Each rank writes its own rows
+of every tensor, and any number of ranks can read them. Randomness has no state to save (pmd/sampling/seeds.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def save(
 ) -> Path:
     """Write checkpoint-<step> under `out`, then remove older ones; OSError in one line if it cannot be written.
 
-    waiting: rollouts not yet trained on, as tensors, by the step that will be.
+    waiting: {step: tensors} of the rollouts that later steps will train on (pmd/trainer/staleness.py).
     """
     rank, ranks = world()
     path, temporary = out / f"checkpoint-{step:06d}", out / f".checkpoint-{step:06d}"
@@ -88,7 +88,7 @@ def load(
 ) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]]:
     """Restore model and optimizer in place; returns (state, waiting rollouts).
 
-    ValueError if it is corrupt or another model's.
+    ValueError in one line if it is corrupt or belongs to another model.
     """
     try:
         state = read_json(path / "state.json")
@@ -104,7 +104,7 @@ def load(
                     },
                 }
                 _filled(parameter, shards["weights"], name)
-    except Another:
+    except AnotherModel:
         raise
     except Exception as error:
         raise ValueError(
@@ -113,8 +113,8 @@ def load(
     return state, waiting
 
 
-class Another(ValueError):
-    """The checkpoint is another model's."""
+class AnotherModel(ValueError):
+    """The checkpoint belongs to another model."""
 
 
 def _open(path: Path, name: str, stack: ExitStack) -> list:
@@ -131,7 +131,7 @@ def _same_model(path: Path, model: nn.Module, shards: list) -> None:
 
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if set(shards[0].keys()) != set(wanted) or any(shape(name) != wanted[name] for name in wanted):
-        raise Another(f"{path}: a checkpoint of another model; delete it, or give the run another folder")
+        raise AnotherModel(f"{path}: a checkpoint of another model; delete it, or give the run another folder")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Whether this PyTorch can compute on a device. What would fail later is said in one line, before any work.
+"""Whether this PyTorch can compute on a device: if not, one line says so before any work.
 
 `refusal` and `held` are pure, so that they can be tested where there is no GPU.
 """

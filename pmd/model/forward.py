@@ -18,7 +18,7 @@ COMPILED_LOSS = True
 """On CUDA, compile what turns logits into log-probabilities; False is the way back if a compiler fails."""
 
 CHUNK_BYTES = 512 * 2**20
-"""Bytes of fp32 logits made at once, so that [tokens, vocabulary] never is: 883 rows of a vocabulary of 151,936."""
+"""Bytes of fp32 logits that are made at once, never for all tokens: 883 rows of a vocabulary of 151,936."""
 
 # --- precision and memory ------------------------------------------------------------------------------------------
 
@@ -59,8 +59,11 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _recomputed(model: PreTrainedModel) -> Iterator[None]:
-    """Transformers recomputes in training mode alone, where it also drops the cache that rollouts need and switches
-    dropout on: so only the recomputed layers themselves enter it, and only for a pass with a graph."""
+    """Put the layers whose activations are recomputed into training mode for a pass that needs gradients.
+
+    Transformers recomputes in training mode only. The rest of the model stays in evaluation mode, because training mode
+    would also drop the cache that rollouts need and switch dropout on.
+    """
     before = {layer: layer.training for layer in model.modules() if getattr(layer, "gradient_checkpointing", False)}
     for layer in before:
         layer.training = torch.is_grad_enabled()
@@ -81,8 +84,8 @@ SHARDED = "packed_log_probs"
 class ChosenLogProbs(torch.autograd.Function):
     """log p [R, V] and ids [R] -> the ids' log-probabilities and the entropies −Σ p log p, both [R].
 
-    Without `entropy` the second is None. One node for both, that keeps log p alone: whichever result is used, a
-    backward pass frees it.
+    Without `entropy` the second is None. Both come from one autograd node, which keeps log p alone, so a backward pass
+    frees it whichever of the results is used.
     """
 
     @staticmethod
@@ -114,7 +117,7 @@ def log_probs(
         return packed_log_probs(model, packed, temperature, entropy)
     result = model.packed_log_probs(packed, temperature, entropy)
     if not torch.is_grad_enabled():
-        model.reshard()  # a backward pass would have; whole weights left here would miss the next update
+        model.reshard()  # as a backward pass does: gathered weights that stayed would miss the next update
     return result
 
 
@@ -123,8 +126,8 @@ def frozen_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """`log_probs` without a graph, for values that are only read.
 
-    A policy in one piece runs in inference mode, which keeps no books at all; FSDP2 must be able to use the weights
-    that it gathers again in a pass with a graph, so a sharded policy runs under no_grad.
+    A policy in one piece runs in inference mode, in which autograd records nothing. A sharded policy runs under
+    no_grad, because FSDP2 must be able to use the weights that it gathers in a later pass with a graph.
     """
     with torch.no_grad() if hasattr(model, SHARDED) else torch.inference_mode():
         return log_probs(model, packed, temperature, entropy)

@@ -43,11 +43,11 @@ def load_policy(
     """Load (model, tokenizer) from a directory that holds config.json, safetensors weights and a tokenizer, or from
     the hub as `owner/name@revision`, the revision being a commit of 40 hexadecimal digits.
 
-    dtype: of the weights, "auto" being the files'. compute: of the forward and backward pass (see `precision`), None
-    being the same. divided: shard the policy among the ranks (pmd/model/sharding.py); its weights are then in fp32
-    whatever `dtype` says, it is built without memory, and every rank reads its own rows. No pickle, no remote code; no
-    network unless a revision is named. ValueError in one line naming the model and what is missing, broken or not
-    supported.
+    dtype: the type of the weights; "auto": that of the files. compute: the type of the forward and backward pass (see
+    `precision`); None: that of the weights. divided: shard the policy among the ranks (pmd/model/sharding.py). Its
+    weights are then fp32 whatever `dtype` says, and every rank reads only its own rows. Nothing is unpickled, no remote
+    code runs, and the network is used only if a revision is named. ValueError in one line that names the model and what
+    is missing, broken or not supported.
     """
     check_device(device, compute or dtype)
     path = directory(name)

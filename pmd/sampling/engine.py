@@ -43,7 +43,8 @@ class Sampling:
 class Engine(Protocol):
     """Whatever samples responses: `n` to each prompt, the same ones for the same seed and weights.
 
-    first: how many prompts of a larger batch stand before these, which get the random numbers they have in that batch.
+    first: how many prompts of a larger batch come before these. They get the random numbers that they have in that
+    batch, so the responses do not depend on how the batch is divided among ranks.
     """
 
     def sample(
@@ -56,9 +57,10 @@ MakeEngine = Callable[..., Engine]
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | None = None) -> Tensor:
-    """Inverse-CDF sampling: [R, V] logits and S uniform numbers -> [S] token ids, each from its row (default: its own).
+    """Inverse-CDF sampling: logits [R, V] and uniform numbers [S] -> token ids [S].
 
-    The uniform numbers are drawn per response beforehand, so a response does not depend on which others are alive.
+    row: [S], the row of logits that each number belongs to; None: S = R and each has a row of its own. The uniform
+    numbers are drawn for each response beforehand, so a response does not depend on which others have ended.
     """
     p = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
@@ -67,14 +69,15 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | No
     total = cdf[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
     token = torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
-    return token.clamp_max(p.shape[-1] - 1)  # of logits that are not numbers: the loss will say so
+    return token.clamp_max(p.shape[-1] - 1)  # NaN logits give V; the loss will report them
 
 
 def nucleus(p: Tensor, top_p: float, most: int) -> Tensor:
-    """Probabilities [R, V] with those outside the smallest set of mass `top_p` set to 0; of equals the first count.
+    """Probabilities [R, V] with those outside the smallest set of mass `top_p` set to 0; of equals the first are taken.
 
-    Only the `most` likeliest are sorted if that is enough for every row, which costs one look at the device; else all
-    are. It is enough if the smallest of them is left out: then no token beyond them belongs to the set.
+    Sorting a large vocabulary is slow, so only the `most` likeliest tokens of each row are sorted if that is enough for
+    every row, which takes one value from the device. It is enough if the least likely of them is outside the set, since
+    no token beyond them can then belong to it.
     """
     if most < p.shape[-1]:
         index = p.topk(most, sorted=False).indices.sort().values  # equal probabilities in the order of their tokens

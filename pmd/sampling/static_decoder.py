@@ -2,8 +2,8 @@
 
 A step decodes the first `rows` sequences of a cache in fixed memory and looks at its first `end` places. Whatever
 changes from step to step stands in tensors, so a step recorded once for (rows, end) is right whenever it is replayed,
-with the weights that the model has then. Few pairs occur: `rows` is halved as sequences finish, and of `end` there are
-four sizes an octave. The step is the same on every device; only `capture` needs CUDA.
+with the weights that the model has then. Few pairs occur: `rows` is halved as sequences end, and `end` takes four
+values between a power of two and the next. The step is the same on every device; only `capture` needs CUDA.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHECK = 16
 
 
 def ladder(length: int) -> int:
-    """The next of the lengths 128, 256, 384, 512, 640, … 1024, 1280, …: from 512 on at most a quarter is too much."""
+    """The next of the lengths 128, 256, 384, 512, 640, … 1024, 1280, …: from 512 on at most a quarter longer."""
     unit = max(128, 1 << max(0, (length - 1).bit_length() - 3))
     return -(-length // unit) * unit
 
@@ -250,7 +250,7 @@ def decode(
 ) -> list[list[int]]:
     """At most `most` tokens for each of R rows; of_row [R], ascending: their prompts; pick(logits, rows, t): tokens.
 
-    A response ends with `eos`. Rows stay in buckets of static size: ended ones are computed along until half have.
+    A response ends with `eos`. Responses that have ended are computed further until half of the rows can be dropped.
     """
     rows = bucket(len(of_row), decoder.most)
     filled = torch.cat([of_row, of_row[-1:].expand(rows - len(of_row))])

@@ -12,9 +12,8 @@ from transformers import PreTrainedConfig
 from pmd import params
 from pmd.files import ROOT
 from pmd.harness.config import Train, seeds, train_config
-from pmd.model.build import build_policy
 from pmd.model.device import GIB, held
-from pmd.model.from_scratch import Base
+from pmd.model.from_scratch import Base, build_policy
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.scale.entry import read_scale
 from pmd.scale.memory import RESERVE, Parts, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine

@@ -1,4 +1,4 @@
-"""What a step did to the policy, as its row of log.jsonl says it."""
+"""The measurements of a step, which make up its row of log.jsonl."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def policy_change(config: Train, model: PreTrainedModel, passes: list[Pass], old
         s = sequence_log_ratio(one, after - before).double()
         own.append(s[:0] if one.idle else s)
     s = torch.cat(gather(torch.cat(own).cpu()))
-    rho = s.clamp(max=300).exp()  # far from π_t, ρ overflows: rather a huge number in the log than a run that stops
+    rho = s.clamp(max=300).exp()  # far from π_t exp(s) would overflow, and the log cannot hold infinity
     values = {"lambda": -s.mean(), "kl": (rho * s - rho + 1).mean(), "chi2": ((rho - 1) ** 2).mean()}
     return {key: value.item() for key, value in values.items()}
 

@@ -25,10 +25,10 @@ class Rollouts:
     prompts: token ids [group][token]. responses: token ids [group][response][token]. rewards: [G, n] fp32.
     truncated: the share of responses that reached max_tokens without ending by themselves.
 
-    old: log π_t of each response's tokens, [group][response] -> [tokens] fp32, and entropy: the mean entropy of π_t in
-    nats. Both are known beforehand only where the policy that sampled will have changed before the batch is trained on
-    (staleness); None: the present policy is π_t. sampled: the log-probabilities of the engine that sampled,
-    [group][response][token], where importance weights need them.
+    old: log π_t of each response's tokens, [group][response] -> [tokens] fp32; entropy: the mean entropy of π_t in
+    nats. With staleness both are computed when the batch is sampled, because the policy changes before the batch is
+    used; without, they are None, because the present policy is π_t. sampled: the log-probabilities that the engine reported
+    for its tokens, [group][response][token], if importance weights need them, else None.
     """
 
     prompts: list[list[int]]

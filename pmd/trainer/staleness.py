@@ -1,7 +1,7 @@
 """Training on rollouts that are some steps old, as asynchronous training does at scale.
 
-With staleness s, the batch that step t trains on is sampled at step t − s, from the policy of that step. It waits with
-the log-probabilities of the policy that sampled it, which is its π_t, and waits in the checkpoint too. The first s + 1
+With staleness s, the batch that step t trains on is sampled at step t − s, from the policy of that step, which is its
+π_t. Until step t it waits together with the log-probabilities of that policy; checkpoints hold it too. The first s + 1
 batches are sampled at step 1. For s = 2:
 
     step                    1        2     3     4
@@ -44,7 +44,7 @@ def batch_of_step(
 def old_log_probs(config: Train, model: PreTrainedModel, rollouts: Rollouts) -> tuple[list[list[Tensor]], float]:
     """log π of every response's tokens by the present policy, [group][response] -> [tokens], and its mean entropy.
 
-    Every rank reads its share and gets all of it, on the CPU.
+    Each rank makes the forward passes of its share; every rank gets the values of all responses, on the CPU.
     """
     everything = [list(range(len(rollouts.prompts)))]
     passes = own_passes(rollouts, everything, config.microbatch_tokens, rollouts.rewards, model.device)

@@ -109,7 +109,8 @@ def update(
     """One optimizer step on one minibatch; returns its loss, gradient norm and share of clipped terms.
 
     work: this rank's passes, each with its log π_t [M] and importance weights [S]. whole: `size` of the minibatch.
-    first: `freeze`'s forward pass if it is this minibatch's, with its graph; taken from the list, so that it is freed.
+    first: the forward pass that `freeze` made, with its autograd graph, if it is this minibatch's, else an empty list.
+    It is taken out of the list, so that its memory is freed after the backward pass.
     """
     optimizer.zero_grad(set_to_none=True)
     loss_sum, flags = 0.0, []
@@ -118,7 +119,7 @@ def update(
         new, _ = first.pop() if first else log_probs(model, packed, config.temperature, entropy=False)
         seen = Minibatch(new - before, one.advantage, packed.sequence, packed.lengths, config.max_tokens, whole, weight)
         loss, clipped = OBJECTIVES[config.method].loss(seen, hyper(config))
-        share = 0 if one.idle else world()[1]  # FSDP2 averages over ranks what must be summed
+        share = 0 if one.idle else world()[1]  # FSDP2 averages gradients over the ranks; they must be summed
         (loss if share == 1 else share * loss).backward()
         if not one.idle:
             loss_sum += loss.item()

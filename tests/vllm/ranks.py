@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pmd.files import write_json
 from pmd.model import distributed
-from pmd.model.build import build_policy
+from pmd.model.from_scratch import build_policy
 from pmd.model.sharding import shard
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.engine import Sampling
