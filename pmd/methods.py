@@ -1,4 +1,4 @@
-"""The names of the methods and of the engines: what settings, tables and figures need to know of them, without torch.
+"""The methods: what settings, tables and figures need to know of them, without loading torch.
 
 A method is one entry here. It names the advantage and the loss, two functions of pmd/trainer/objectives.py, from which
 `OBJECTIVES` there is made. Nothing else lists the methods.
@@ -7,9 +7,6 @@ A method is one entry here. It names the advantage and the loss, two functions o
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-ENGINES = ("torch", "vllm")
-"""What can sample responses: PyTorch in this process, or vLLM (pmd/scale/engines.py)."""
 
 
 @dataclass(frozen=True)

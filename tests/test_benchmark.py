@@ -16,8 +16,8 @@ from pmd import params
 from pmd.__main__ import main
 from pmd.evaluators import benchmark, examples
 from pmd.files import ROOT, read_json, write_jsonl
-from pmd.methods import ENGINES
 from pmd.model.loading import save_policy
+from pmd.sampling.engine import ENGINES
 from tests.test_pipeline import behind
 
 REAL = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data")

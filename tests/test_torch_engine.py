@@ -17,7 +17,8 @@ from pmd.model import attention
 from pmd.model.attention import PACKED
 from pmd.model.loading import load_policy
 from pmd.sampling import static_decoder
-from pmd.sampling.engine import Sampling, choose, nucleus
+from pmd.sampling.choice import choose, nucleus
+from pmd.sampling.engine import Sampling
 from pmd.sampling.torch_engine import KVCache, TorchEngine
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]

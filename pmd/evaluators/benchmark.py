@@ -17,13 +17,12 @@ from tqdm import tqdm
 from pmd.evaluators.examples import page
 from pmd.evaluators.intervals import problem_interval
 from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
-from pmd.methods import ENGINES
 from pmd.model.loading import load_policy
 from pmd.params import FileName, Settings, one_of, require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
-from pmd.sampling.engine import MakeEngine, Sampling, context
+from pmd.sampling.engine import ENGINES, MakeEngine, Sampling, context
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise_by_rule, verdicts
 from pmd.sampling.seeds import derive
 from pmd.sampling.torch_engine import TorchEngine

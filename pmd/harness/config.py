@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pmd.methods import ENGINES, METHODS
+from pmd.methods import METHODS
 from pmd.params import Settings, load, one_of, read, require
+from pmd.sampling.engine import ENGINES
 
 DTYPES = ("float32", "bfloat16")
 """What a pass may compute in. In float16 gradients would underflow, for there is no loss scale."""

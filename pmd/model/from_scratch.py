@@ -1,4 +1,4 @@
-"""A small policy from scratch: its settings, its tokenizer of single characters and its Qwen2-architecture causal LM."""
+"""A small policy from scratch: its settings, a tokenizer of single characters and a Qwen2-architecture model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def character_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
 def build_policy(
     symbols: str, layers: int, width: int, heads: int, kv_heads: int, feedforward: int, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A Qwen2-architecture causal LM from scratch, fp32, and its character tokenizer."""
+    """A Qwen2-architecture causal LM with random fp32 weights, on the CPU, and the character tokenizer of `symbols`.
+
+    seed: of the weights; PyTorch's own random state stays as it is. For the sizes see `Base`.
+    """
     tokenizer = character_tokenizer(symbols)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

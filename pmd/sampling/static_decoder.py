@@ -30,7 +30,7 @@ SHARE = 0.8
 """Share of a device's free memory that a cache may take; the rest is for activations, logits and sampling."""
 
 SAMPLED = 40
-"""Bytes of a token of the vocabulary in `pmd.sampling.engine.choose`, counted generously."""
+"""Bytes of a token of the vocabulary in `pmd.sampling.choice.choose`, counted generously."""
 
 CHECK = 16
 """Steps between two looks at which sequences have ended: each look waits for the device."""

@@ -20,7 +20,8 @@ from pmd.model.attention import dense_mask
 from pmd.model.forward import compute_type, precision
 from pmd.model.sharding import sharded
 from pmd.sampling import static_decoder
-from pmd.sampling.engine import Responses, Sampling, choose, context
+from pmd.sampling.choice import choose
+from pmd.sampling.engine import Responses, Sampling, context
 
 
 class KVCache(DynamicCache):

@@ -27,8 +27,8 @@ class Rollouts:
 
     old: log π_t of each response's tokens, [group][response] -> [tokens] fp32; entropy: the mean entropy of π_t in
     nats. With staleness both are computed when the batch is sampled, because the policy changes before the batch is
-    used; without, they are None, because the present policy is π_t. sampled: the log-probabilities that the engine reported
-    for its tokens, [group][response][token], if importance weights need them, else None.
+    used; without, they are None, because the present policy is π_t. sampled: the log-probabilities that the engine
+    reported for its tokens, [group][response][token], if importance weights need them, else None.
     """
 
     prompts: list[list[int]]

@@ -1,0 +1,45 @@
+"""The choice of a token: from logits and a uniform random number, at a temperature and within top-p."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pmd.sampling.engine import Sampling
+
+LIKELIEST = 1024
+"""On CUDA, how many of the likeliest tokens are sorted for top-p before all of a vocabulary of 150,000 are."""
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | None = None) -> Tensor:
+    """Inverse-CDF sampling: logits [R, V] and uniform numbers [S] -> token ids [S].
+
+    row: [S], the row of logits that each number belongs to; None: S = R and each has a row of its own. The uniform
+    numbers are drawn for each response beforehand, so a response does not depend on which others have ended.
+    """
+    p = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        p = nucleus(p, sampling.top_p, LIKELIEST if p.is_cuda else p.shape[-1])
+    cdf = p.cumsum(-1) if row is None else p.cumsum(-1)[row]
+    total = cdf[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
+    token = torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
+    return token.clamp_max(p.shape[-1] - 1)  # NaN logits give V; the loss will report them
+
+
+def nucleus(p: Tensor, top_p: float, most: int) -> Tensor:
+    """Probabilities [R, V] with those outside the smallest set of mass `top_p` set to 0; of equals the first are taken.
+
+    Sorting a large vocabulary is slow, so only the `most` likeliest tokens of each row are sorted if that is enough for
+    every row, which takes one value from the device. It is enough if the least likely of them is outside the set, since
+    no token beyond them can then belong to it.
+    """
+    if most < p.shape[-1]:
+        index = p.topk(most, sorted=False).indices.sort().values  # equal probabilities in the order of their tokens
+        ordered, place = p.gather(1, index).sort(dim=-1, descending=True, stable=True)
+        inside = ordered.cumsum(-1) - ordered < top_p
+        if not (inside & (ordered == ordered[:, -1:])).any():
+            return torch.zeros_like(p).scatter(1, index.gather(1, place), ordered.where(inside, 0.0))
+    ordered, index = p.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    return p.scatter(1, index, ordered.where(before < top_p, 0.0))
