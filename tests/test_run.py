@@ -79,6 +79,19 @@ def test_one_rank_by_torchrun_writes_the_bits_of_the_trainer(shared, launched, t
     assert not list(launched[0].rglob("checkpoint-*"))
 
 
+def test_a_run_is_known_by_what_its_files_hold_and_not_by_where_they_lie(shared, tmp_path):
+    moved = shutil.copytree(shared, tmp_path / "moved")
+    (here, _), (there, _) = (read_scale(given(folder, tmp_path), "a") for folder in (shared, moved))
+    assert tags(here) == tags(there)
+    weights = moved / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert tags(here) | {"model": ""} == tags(there) | {"model": ""}
+    assert tags(here) != tags(there)
+    write_jsonl(moved / "val.jsonl", PROBLEMS[:3])
+    assert tags(here)["sets"] != tags(there)["sets"]
+    assert tags(here)["problems"] == tags(there)["problems"]
+
+
 def test_metrics_are_what_the_logs_say(launched, shared):
     out, metrics = launched
     assert metrics == read_json(out / "scale/a/metrics.json")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pmd.params import require
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -22,19 +24,19 @@ Responses = list[list[list[int]]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: at most `max_tokens` tokens, at this temperature, from the smallest set of mass `top_p`."""
+    """How to sample: at most `max_tokens` tokens, at this temperature, from the smallest set of tokens of mass `top_p`.
+
+    ValueError `key: got value, must be …` for a value out of bounds.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def __post_init__(self):
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}, must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, must be > 0")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, must be in (0, 1]")
+    def __post_init__(self) -> None:
+        require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        require(self.temperature > 0, "temperature", self.temperature, "> 0")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
 
 
 class Engine(Protocol):

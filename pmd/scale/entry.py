@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from pmd.files import ROOT, fingerprint
 from pmd.harness.config import Train, train_config
+from pmd.harness.run_folder import model_digest
 from pmd.params import FileName, Settings, read_entry, require
 from pmd.problems.reader import read_problems
 
@@ -67,11 +68,16 @@ def model_path(entry: Scale) -> str:
 
 
 def tags(entry: Scale) -> dict[str, Any]:
-    """What makes two runs the same run besides their parameters: the model, the problem sets and the files' bytes.
+    """What makes two runs the same run besides their settings: what the model and the problem sets hold.
 
-    The numbers of nodes and ranks are not part of it, because they may change from one launch to the next; nor is the
-    code, because a run of days should outlive the correction of a comment.
+    Where they lie does not count. A model of the hub is known by its name and commit. The numbers of nodes and ranks do
+    not count either, because they may change from one launch to the next; nor does the code, because a run of days
+    should outlive the correction of a comment.
     """
-    files = [ROOT / path for path in (entry.model, entry.problems, *entry.sets.values()) if (ROOT / path).exists()]
-    what = {key: getattr(entry, key) for key in ("model", "problems", "sets", "max_prompt_tokens")}
-    return what | {"fingerprint": fingerprint(*files, code=False)}
+    model = ROOT / entry.model
+    return {
+        "model": model_digest(model) if model.exists() else entry.model,
+        "problems": fingerprint(ROOT / entry.problems, code=False),
+        "sets": {name: fingerprint(ROOT / path, code=False) for name, path in entry.sets.items()},
+        "max_prompt_tokens": entry.max_prompt_tokens,
+    }
