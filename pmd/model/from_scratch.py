@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pmd.params import Settings, require
+from pmd.params import Device, Settings, require
 
 
 class Base(Settings):
@@ -27,7 +27,7 @@ class Base(Settings):
     warmup: int = Field(ge=0)  # steps over which the learning rate grows linearly
 
     # --- the machine ---
-    device: str  # cpu, cuda, cuda:1, …
+    device: Device  # cpu, cuda, cuda:1, …
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the products in a pass; weights and optimizer stay float32
     threads: int = Field(ge=1)  # CPU threads
 
