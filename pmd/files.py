@@ -60,9 +60,12 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """Read one JSON object a line; ValueError naming file and line if one is not."""
+    """Read one JSON object a line; ValueError naming the file, and the line if one is not."""
     rows = []
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
     # not splitlines: U+2028 and its like may stand in a string
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:

@@ -100,10 +100,13 @@ def _cpu() -> str:
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:
-    """`name=value` arguments, the values read as YAML; ValueError for one without `=`."""
+    """`name=value` arguments, the values read as YAML; ValueError for one without `=` or with other text."""
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         params.require(bool(equals and name), "-p", pair, "name=value")
-        values[name] = YAML(typ="safe").load(value)
+        try:
+            values[name] = YAML(typ="safe").load(value)
+        except Exception as error:  # ruamel's own
+            raise ValueError(f"-p {name}: got {value!r}, must be YAML ({' '.join(str(error).split())})") from None
     return values

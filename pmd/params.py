@@ -68,6 +68,9 @@ def one_of(names: Collection[str]) -> AfterValidator:
     return must(names.__contains__, f"one of {', '.join(names)}")
 
 
+Device = Annotated[str, must(re.compile(r"cpu|mps|cuda(:\d+)?").fullmatch, "cpu, cuda, cuda:1 or the like")]
+"""The type of a device's name in PyTorch."""
+
 FileName = Annotated[str, must(re.compile(r"[\w-]+").fullmatch, "letters, digits, - and _: it names files")]
 """The type of an entry's name that becomes the name of a file or folder."""
 
@@ -92,10 +95,17 @@ def read(cls: type[S], namespace: str, values: Any) -> S:
 
 def read_entry(cls: type[S], namespace: str, entries: dict[str, Any], name: str) -> S:
     """The entry `name` of a namespace whose entries are named freely; `cls` has a field `name` for it."""
+    require(isinstance(entries, dict), namespace, entries, "a mapping")
     known = f"one of its entries: {listed(entries, name) or 'there is none'}"
     require(name in entries, namespace, name, known)
     require(isinstance(entries[name], dict), f"{namespace}.{name}", entries[name], "a mapping")
     return read(cls, f"{namespace}.{name}", {"name": name} | entries[name])
+
+
+def mapping(values: dict[str, Any], key: str, where: str = "") -> dict[str, Any]:
+    """`values[key]`; ValueError `where + key: got value, must be a mapping` if it is missing or anything else."""
+    require(isinstance(values.get(key), dict), where + key, values.get(key), "a mapping")
+    return values[key]
 
 
 def listed(names: Iterable[str], meant: str) -> str:

@@ -46,3 +46,9 @@ def test_the_fingerprint_of_the_code_covers_every_room(tmp_path, monkeypatch):
     code.write_text("a = 2")
     assert files.fingerprint() != before
     assert files.fingerprint(code=False) == files.fingerprint(code=False)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xb0\xff")
+    with pytest.raises(ValueError, match=r"a\.jsonl: not UTF-8 text"):
+        files.read_jsonl(tmp_path / "a.jsonl")

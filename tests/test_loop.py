@@ -255,6 +255,22 @@ def test_a_corrupt_checkpoint_is_named(tiny_dir, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_another_chat_template_makes_another_model(tiny_dir):
+    """The template writes the prompts that are trained on."""
+    before = run_folder.model_digest(tiny_dir)
+    (tiny_dir / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert run_folder.model_digest(tiny_dir) != before
+
+
+def test_a_checkpoint_without_a_waiting_batch_is_corrupt(tiny_dir, tmp_path):
+    """It would otherwise be sampled again from a later policy, or end the run with a KeyError."""
+    run(tiny_dir, tmp_path / "a", staleness=2)
+    (tmp_path / "a" / "result.json").unlink()
+    next((tmp_path / "a").glob("checkpoint-*/waiting-7.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"corrupt checkpoint \(waiting rollouts: got \[8\], must be those of steps"):
+        run(tiny_dir, tmp_path / "a", staleness=2)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_dir, tmp_path, monkeypatch):
     original = measurements.policy_change
 

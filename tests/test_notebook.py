@@ -30,6 +30,8 @@ def test_arguments_are_yaml():
     assert notebook.parse(["a=1", "b=[1, 2]", "c=pmd-mean"]) == {"a": 1, "b": [1, 2], "c": "pmd-mean"}
     with pytest.raises(ValueError, match="-p: got 'a', must be name=value"):
         notebook.parse(["a"])
+    with pytest.raises(ValueError, match=r"^-p a: got '\[', must be YAML \(.*\)$"):
+        notebook.parse(["a=["])
 
 
 def test_a_notebook_without_parameters_is_refused(tmp_path):

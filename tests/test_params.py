@@ -15,6 +15,7 @@ from pmd.files import ROOT, write_jsonl
 from pmd.foreign_sets import formats
 from pmd.harness.config import seeds, train_config
 from pmd.model.from_scratch import Base
+from pmd.scale.entry import read_scale
 from pmd.trainer.objectives import OBJECTIVES
 
 COMMITTED = params.load()
@@ -59,6 +60,7 @@ def test_a_methods_own_entry_overrides_what_is_shared():
         ({"filter_low": 0.9, "filter_high": 0.1}, r"train\.filter_low: got 0\.9, must be below"),
         ({"eval_top_p": 0}, r"train\.eval_top_p"),
         ({"dtype": "int8"}, r"train\.dtype"),
+        ({"device": "gpu"}, r"train\.device: got 'gpu', must be cpu, cuda, cuda:1 or the like"),
         ({"dtype": "float16"}, r"train\.dtype: got 'float16', must be one of float32, bfloat16"),
         ({"microbatch_tokens": 0}, r"train\.microbatch_tokens: got 0, must be at least 1 or null"),
         ({"checkpoint_activations": 1}, r"train\.checkpoint_activations: got 1, must be true or false"),
@@ -125,6 +127,52 @@ def test_a_benchmark_that_names_no_entry_or_no_file_is_refused():
 def test_bad_seeds_are_refused(given):
     with pytest.raises(ValueError, match=r"train\.seeds"):
         seeds({"seeds": given})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": None}, r"train: got None, must be a mapping"),
+        ({"train": []}, r"train: got \[\], must be a mapping"),
+        ({"methods": None}, r"methods: got None, must be a mapping"),
+        ({"methods": {"pmd-mean": [4.0e-5]}}, r"methods\.pmd-mean: got \[4e-05\], must be a mapping"),
+    ],
+)
+def test_a_namespace_that_is_no_mapping_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_config("pmd-mean", 0, COMMITTED | changes)
+
+
+def test_missing_or_empty_namespaces_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"train: got None, must be a mapping"):
+        train_config("pmd-mean", 0, {"methods": COMMITTED["methods"]})
+    with pytest.raises(ValueError, match=r"train: got None, must be a mapping"):
+        seeds(None)
+    with pytest.raises(ValueError, match=r"benchmark: got None, must be a mapping"):
+        params.read_entry(Benchmark, "benchmark", None, "x")
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        (None, r"ablate\.group: got None, must be a mapping with values, methods"),
+        ({"values": [4]}, r"ablate\.group\.methods: missing"),
+        ({"values": 4, "methods": ["rloo"]}, r"ablate\.group\.values: got 4, must be a list"),
+        ({"values": [0], "methods": ["rloo"]}, r"ablate\.group\.values: got \[0\], must be numbers > 0"),
+        ({"values": [4], "methods": ["rlo"]}, r"ablate\.group\.methods: got \['rlo'\], must be one of pmd-mean"),
+    ],
+)
+def test_a_bad_axis_of_the_ablations_is_refused_by_name(axis, message):
+    with pytest.raises(ValueError, match=message):
+        ablations.jobs({"seeds": [1], "group": axis}, COMMITTED["train"], COMMITTED["methods"])
+
+
+@pytest.mark.parametrize("key", ["seed", "method", "values", "tu"])
+def test_what_an_entry_of_scale_changes_in_train_is_a_setting_that_is_not_its_own(key):
+    entry = {"model": "m", "problems": "p", "sets": {"val": "v"}, "max_prompt_tokens": 9, "method": "rloo", "seed": 0}
+    entry |= {"nodes": 1, "ranks": 1, "train": {key: 1}}
+    with pytest.raises(ValueError, match=rf"scale\.a\.train\.{key}: got 1, must be one of "):
+        read_scale(COMMITTED | {"scale": {"a": entry}}, "a")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pmd.evaluators.examples import page
 from pmd.evaluators.intervals import problem_interval
 from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
 from pmd.model.loading import load_policy
-from pmd.params import FileName, Settings, one_of, require
+from pmd.params import Device, FileName, Settings, one_of, require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
@@ -57,7 +57,7 @@ class Benchmark(Settings):
     problems: str  # a JSONL file
     limit: int | None = Field(ge=1)  # the first problems alone; null: all
     engine: Annotated[str, one_of(ENGINES)]  # what samples
-    device: str  # cpu, cuda, cuda:1, …
+    device: Device  # cpu, cuda, cuda:1, …
     dtype: Annotated[str, one_of(DTYPES)]  # of the weights
     k: int = Field(ge=1)  # responses to each problem
     temperature: float = Field(gt=0)

@@ -13,7 +13,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pmd.files import atomic, read_json
-from pmd.params import Settings
+from pmd.params import Device, Settings
 from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.sampling.seeds import derive
@@ -28,7 +28,7 @@ class Evaluate(Settings):
     top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
     max_tokens: int = Field(ge=1)  # the longest response
     seed: int = Field(ge=0)
-    device: str  # cpu, cuda, cuda:1, …
+    device: Device  # cpu, cuda, cuda:1, …
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights and of what is computed with them
 
 

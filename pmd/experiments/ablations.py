@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pmd import params
 from pmd.experiments.launch import Job
 from pmd.harness.config import seeds, train_config
+from pmd.methods import METHODS
 
 AXES = ("tau", "group", "stale")
+
+
+class Grid(params.Settings):
+    """One axis of the namespace `ablate`: every method is trained with every value."""
+
+    # of τ, the group size or the number of minibatches
+    values: Annotated[list[int | float], params.must(lambda found: min(found, default=1) > 0, "numbers > 0")]
+    methods: list[Annotated[str, params.one_of(METHODS)]]
 
 
 def changes(axis: str, value: float, train: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +61,15 @@ def jobs(ablate: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]
     values, found = {"train": train, "methods": methods}, seeds(ablate, "ablate.seeds")
     for key in ablate:
         params.require(key in ("seeds", *AXES), f"ablate.{key}", ablate[key], f"one of seeds, {', '.join(AXES)}")
+    grids = {axis: params.read(Grid, f"ablate.{axis}", ablate[axis]) for axis in AXES if axis in ablate}
     return [
         Job(
             train_config(method, seed, values, **changes(axis, value, train)),
             f"{axis}/{method}-{value}/seed-{seed}",
             {"axis": axis},
         )
-        for axis in AXES
-        if axis in ablate
-        for value in ablate[axis]["values"]
-        for method in ablate[axis]["methods"]
+        for axis in grids
+        for value in grids[axis].values
+        for method in grids[axis].methods
         for seed in found
     ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pmd.methods import METHODS
-from pmd.params import Settings, load, one_of, read, require
+from pmd.params import Device, Settings, load, mapping, one_of, read, require
 from pmd.sampling.engine import ENGINES
 
 DTYPES = ("float32", "bfloat16")
@@ -55,7 +55,7 @@ class Train(Settings):
     eval_top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
 
     # --- the machine ---
-    device: str  # cpu, cuda, cuda:1, …
+    device: Device  # cpu, cuda, cuda:1, …
     dtype: Annotated[str, one_of(DTYPES)]  # of the products in a pass; weights and optimizer stay float32
     microbatch_tokens: int | None = Field(ge=1)  # packed tokens of one forward pass; null: a minibatch in one pass
     checkpoint_activations: bool  # keep the layers' inputs alone for the backward pass and compute the rest again
@@ -89,14 +89,17 @@ def train_config(method: str, seed: int, values: dict[str, Any] | None = None, *
     """
     values = load() if values is None else values
     require(method in METHODS, "method", method, f"one of {', '.join(METHODS)}")
-    if method not in values["methods"]:
+    methods = mapping(values, "methods")
+    if method not in methods:
         raise ValueError(f"methods.{method}: missing, must be a mapping of train's keys (at least lr)")
-    shared = {key: value for key, value in values["train"].items() if key != "seeds"}
-    return read(Train, "train", shared | values["methods"][method] | changes | {"method": method, "seed": seed})
+    shared = {key: value for key, value in mapping(values, "train").items() if key != "seeds"}
+    own = mapping(methods, method, "methods.")
+    return read(Train, "train", shared | own | changes | {"method": method, "seed": seed})
 
 
 def seeds(values: dict[str, Any], key: str = "train.seeds") -> list[int]:
     """The `seeds` of a namespace, checked: at least one, all different; key: what an error calls them."""
+    require(isinstance(values, dict), key.removesuffix(".seeds"), values, "a mapping")
     found = values.get("seeds")
     good = isinstance(found, list) and found and all(type(s) is int and s >= 0 for s in found)
     require(bool(good) and len(set(found)) == len(found), key, found, "a list of different integers >= 0")

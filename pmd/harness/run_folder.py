@@ -38,7 +38,8 @@ LARGE = 2**30
 
 
 def model_digest(model: Path) -> str:
-    """MD5 of what a model folder computes: its architecture, its tokenizer and its weights, wherever it lies.
+    """MD5 of what a model folder computes: its architecture, its tokenizer with the chat template, and its weights,
+    wherever it lies.
 
     Of more than LARGE bytes of weights the files' names and sizes are taken, and the index that says what is in which.
     """
@@ -46,7 +47,8 @@ def model_digest(model: Path) -> str:
     sizes = [[file.name, file.stat().st_size] for file in weights]
     large = sum(size for _, size in sizes) > LARGE
     hashed = sorted(model.glob("*.safetensors.index.json")) if large else weights
-    return digest([fingerprint(model / "config.json", model / "tokenizer.json", *hashed, code=False), sizes])
+    text = [model / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    return digest([fingerprint(*text, *hashed, code=False), sizes])
 
 
 def problems_digest(problems: list[dict]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pmd.files import read_json, write_json
 from pmd.model.distributed import barrier, gather, world
 from pmd.model.sharding import local, own_rows
+from pmd.params import require
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -50,7 +51,7 @@ def save(
         if rank == 0:
             for at, tensors in (waiting or {}).items():
                 save_file(tensors, temporary / f"waiting-{at}.safetensors")
-            write_json(temporary / "state.json", {"step": step, **state})
+            write_json(temporary / "state.json", {"step": step, **state, "waiting": sorted(waiting or {})})
             _flush(temporary.glob("waiting-*"))
         _flush(temporary.glob(f"*-{rank}-of-{ranks}.safetensors"))  # others are still writing theirs
         error = None
@@ -93,6 +94,8 @@ def load(
     try:
         state = read_json(path / "state.json")
         waiting = {int(file.stem.partition("-")[2]): load_file(file) for file in path.glob("waiting-*.safetensors")}
+        missing = set(state.pop("waiting", [])) - set(waiting)
+        require(not missing, "waiting rollouts", sorted(waiting), f"those of steps {sorted(missing)} too")
         with ExitStack() as stack:
             shards = {name: _open(path, name, stack) for name in ("weights", "moments")}
             _same_model(path, model, shards["weights"])

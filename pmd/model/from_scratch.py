@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from pmd.model.attention import PACKED
-from pmd.params import Settings, require
+from pmd.params import Device, Settings, require
 
 
 class Base(Settings):
@@ -31,7 +31,7 @@ class Base(Settings):
     warmup: int = Field(ge=0)  # steps over which the learning rate grows linearly
 
     # --- the machine ---
-    device: str  # cpu, cuda, cuda:1, …
+    device: Device  # cpu, cuda, cuda:1, …
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the products in a pass; weights and optimizer stay float32
     threads: int = Field(ge=1)  # CPU threads
 

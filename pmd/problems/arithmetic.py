@@ -280,7 +280,7 @@ def generate_pinned(out: Path) -> str:
 
 def generate_harder(name: str, out: Path) -> str:
     """Write the entry `name` of params.yaml's `tasks` to `out` and describe it."""
-    spec = read_entry(Task, "tasks", params.load()["tasks"], name)
+    spec = read_entry(Task, "tasks", params.mapping(params.load(), "tasks"), name)
     generate(out, spec)
     return f"{out}: {_counts(spec.quota)}"
 

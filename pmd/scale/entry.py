@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pmd.files import ROOT, fingerprint
 from pmd.harness.config import Train, train_config
 from pmd.harness.run_folder import model_digest
-from pmd.params import FileName, Settings, read_entry, require
+from pmd.params import FileName, Settings, listed, mapping, read_entry, require
 from pmd.problems.reader import read_problems
 
 
@@ -32,8 +32,11 @@ class Scale(Settings):
     train: dict[str, Any]  # what differs from the namespace `train`
 
     @model_validator(mode="after")
-    def _has_validation(self) -> Scale:
+    def _fits_together(self) -> Scale:
         require("val" in self.sets, "sets", self.sets, "a mapping of names to files with val among them")
+        settings = Train.model_fields.keys() - {"method", "seed"}  # these two are the entry's own
+        for key, value in self.train.items():
+            require(key in settings, f"train.{key}", value, f"one of {listed(sorted(settings), key)}")
         return self
 
 
@@ -42,7 +45,7 @@ def read_scale(values: dict[str, Any], name: str) -> tuple[Scale, Train]:
 
     ValueError `scale.name.key: got value, must be …` for the first bad setting.
     """
-    entry = read_entry(Scale, "scale", values["scale"], name)
+    entry = read_entry(Scale, "scale", mapping(values, "scale"), name)
     return entry, train_config(entry.method, entry.seed, values, **entry.train)
 
 

@@ -89,6 +89,7 @@ def entry(name: str) -> tuple[PreTrainedConfig, Train, int, int]:
     A preset without an entry is a pipeline: its base model, trained by its first method on one GPU.
     """
     values = params.load()
+    params.mapping(values, "scale")
     presets = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
     known = [*values["scale"], *presets]
     params.require(name in known, "plan", name, f"an entry of scale or a preset: {', '.join(known)}")
