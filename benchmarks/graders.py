@@ -2,10 +2,11 @@
 
     python benchmarks/graders.py [--data FOLDER] [--out FOLDER]
 
-FOLDER holds grader/math500_outputs.jsonl (real outputs on MATH-500, from microsoft/rho) and grader/pairs.jsonl (pairs
-from the tests of public graders); default PMD_REAL_DATA, else ../shared/data beside the repository. The outputs go
-through `verify`; the pairs, which are not responses, through the rule's comparison under each pair's settings. Writes
-graders.csv (every disagreement) and graders.md to results/reference.
+FOLDER holds grader/math500_outputs.jsonl (real outputs on MATH-500, from microsoft/rho), grader/pairs.jsonl (pairs from
+the tests of public graders) and gsm8k/test.jsonl; default PMD_REAL_DATA, else ../shared/data beside the repository. The
+outputs go through `verify`; both texts of a pair through the rule's extraction and, under the pair's settings, its
+comparison. GSM8K's worked solutions are right answers in five usual endings; each is also judged against four golds
+that are wrong for it. Writes graders.csv (every disagreement) and graders.md to results/reference.
 
 What a disagreement means was judged by reading it; a new one appears as "not judged".
 """
@@ -21,6 +22,7 @@ import sys
 from pathlib import Path
 
 from pmd.files import ROOT, read_jsonl, write_text
+from pmd.problems.extraction import extract_math
 from pmd.problems.limited_pool import Pool
 from pmd.problems.verifier import verify
 
@@ -40,10 +42,7 @@ JUDGED = {  # id: who is right, and why
     "math500/384": (OURS, "the chain of equalities ends in the gold"),
     "math500/467": (OURS, "15 square centimetres, as the gold"),
     "math500/474": (OURS, "no answer is given before the response breaks off; a 3 occurs only within logarithms"),
-    "pairs/30": (
-        LABEL,
-        "two whole texts: the formula in front of the box is read with it (verify takes the box alone)",
-    ),
+    "pairs/95": (LABEL, "two boxes with ++++++ between them, of which the last is taken"),
     "pairs/153": (OURS, "the same three numbers in another order, which that grader counts as wrong"),
     "pairs/174": (LABEL, "within 0.001 of each other, but not equal when rounded to 3 digits"),
 }
@@ -79,7 +78,7 @@ def settings(pair: dict) -> dict:
     chosen: dict = {}
     if pair["source"].endswith("Math-Verify"):
         chosen["relations"] = pair.get("allow_set_relation_comp", False)
-    for theirs, ours in (("extract", "extract"), ("float_digits", "digits"), ("strict", "strict")):
+    for theirs, ours in (("float_digits", "digits"), ("strict", "strict")):
         if theirs in pair:
             chosen[ours] = pair[theirs]
     if "precision" in pair:
@@ -93,9 +92,9 @@ def pairs(path: Path) -> list[dict]:
     rows = read_jsonl(path)
     tasks = []
     for row in rows:
-        tasks.append(["math", row["gold"], row["pred"], settings(row)])
-        first, second = ("pred", "gold") if row.get("symmetric") else ("gold", "pred")
-        tasks.append(["math", row[first], row[second], settings(row)])
+        gold, answer = (extract_math(row[key]) or row[key] for key in ("gold", "pred"))
+        tasks.append(["math", gold, answer, settings(row)])
+        tasks.append(["math", *((answer, gold) if row.get("symmetric") else (gold, answer)), settings(row)])
     pool = Pool("pmd.problems.verifier:compare", 1, prepare="pmd.problems.verifier:prepare")
     found = pool.map(tasks)
     pool.close()
@@ -116,6 +115,34 @@ def pairs(path: Path) -> list[dict]:
     return made
 
 
+ENDINGS = ("#### %s", "The answer is %s.", "\\boxed{%s}", "**%s**", "A: %s")
+OTHER_GOLDS = {
+    "the next problem's": lambda golds: golds[1:] + golds[:1],
+    "one more": lambda golds: [str(int(gold) + 1) for gold in golds],
+    "one less": lambda golds: [str(int(gold) - 1) for gold in golds],
+    "ten times as much": lambda golds: [str(int(gold) * 10) for gold in golds],
+}
+
+
+def endings(path: Path) -> dict[str, list[int]]:
+    """Each ending -> how many of GSM8K's worked solutions are right with it, then how many with each other gold.
+
+    Where another gold happens to be the same number, the problem is left out of that count.
+    """
+    solutions = [row["answer"].rpartition("####")[::2] for row in read_jsonl(path)]
+    golds = [gold.strip().replace(",", "") for _, gold in solutions]
+    found = {}
+    for ending in ENDINGS:
+        texts = [f"{text.rstrip()}\n{ending % gold.strip()}" for text, gold in solutions]
+        counts = []
+        for others in (golds, *(other(golds) for other in OTHER_GOLDS.values())):
+            verdicts = verify(["math"] * len(texts), texts, others, [True] * len(texts))
+            pairs = zip(golds, others, verdicts, strict=True)
+            counts.append(sum(verdict.correct for gold, other, verdict in pairs if others is golds or gold != other))
+        found[ending % "G"] = [len(texts), *counts]
+    return found
+
+
 def disagreements(rows: list[dict]) -> list[dict]:
     """The rows where ours is not the label, judged."""
     wrong = [row for row in rows if row["ours"] != row["label"]]
@@ -130,16 +157,23 @@ def short(text: str | None, length: int = 60) -> str:
     return line if len(line) <= length else "…" + line[-length:]
 
 
-def table(sets: dict[str, list[dict]]) -> str:
+def false_acceptances(rows: list[dict]) -> tuple[int, int]:
+    """How many answers are accepted against their label, and how many of these the label is right about."""
+    accepted = [row for row in disagreements(rows) if row["ours"]]
+    return len(accepted), sum(row["right"] != OURS for row in accepted)
+
+
+def table(sets: dict[str, list[dict]], solutions: dict[str, list[int]]) -> str:
     """The page graders.md."""
     lines = [
         "# The `math` rule beside labelled data",
         "",
         "Made by `python benchmarks/graders.py`, whose text says what is compared and how. Every disagreement is",
-        "judged by hand: *ours* means that the label is wrong.",
+        "judged by hand: *ours* means that the label is wrong. *Accepted against label* are the answers that are",
+        "right here and wrong by their label; *falsely* are those of them about which the label is right.",
         "",
-        "| set | judged | agree | share | ours is right | label is right | killed |",
-        "|---|---|---|---|---|---|---|",
+        "| set | judged | agree | share | ours is right | label is right | accepted against label | falsely | killed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, rows in sets.items():
         wrong = disagreements(rows)
@@ -147,8 +181,18 @@ def table(sets: dict[str, list[dict]]) -> str:
         agree = len(rows) - len(wrong)
         killed = sum(row["killed"] for row in rows)
         lines.append(
-            f"| {name} | {len(rows)} | {agree} | {agree / len(rows):.1%} | {sides[0]} | {sides[1]} | {killed} |"
+            f"| {name} | {len(rows)} | {agree} | {agree / len(rows):.1%} | {sides[0]} | {sides[1]} | "
+            f"{' | '.join(map(str, false_acceptances(rows)))} | {killed} |"
         )
+    lines += [
+        "",
+        "GSM8K's worked solutions, each with its answer G at the end, judged against their own gold and wrong ones:",
+        "",
+        f"| ending | solutions | right | share | {' | '.join(f'falsely right: {name}' for name in OTHER_GOLDS)} |",
+        "|---|---|---|---|" + "---|" * len(OTHER_GOLDS),
+    ]
+    for ending, (count, right, *false) in solutions.items():
+        lines.append(f"| `{ending}` | {count:,} | {right:,} | {right / count:.1%} | {' | '.join(map(str, false))} |")
     lines += ["", "| id | gold | answer | label | ours | right | why |", "|---|---|---|---|---|---|---|"]
     for row in [row for rows in sets.values() for row in disagreements(rows)]:
         gold, answer = (
@@ -179,8 +223,9 @@ def main() -> None:
     for row in [row for rows in sets.values() for row in disagreements(rows)]:
         writer.writerow(row | {key: short(row[key]) for key in ("gold", "answer")})
     write_text(options.out / "graders.csv", text.getvalue())
-    write_text(options.out / "graders.md", table(sets))
-    print(table(sets))
+    page = table(sets, endings(options.data / "gsm8k" / "test.jsonl"))
+    write_text(options.out / "graders.md", page)
+    print(page)
 
 
 if __name__ == "__main__":

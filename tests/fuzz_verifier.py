@@ -15,7 +15,7 @@ import time
 import psutil
 
 from pmd.problems import verifier
-from pmd.problems.extraction import BOXES
+from pmd.problems.boxes import BOXES
 
 ATOMS = [
     *"0123456789abcexyinπ∞٣½²+-*/^_=<>!|()[]{}$,.;:'\"&%#~\\ \n\t",

@@ -210,9 +210,9 @@ def test_repeated_cases_are_decided_once(monkeypatch):
             return [True] * len(tasks)
 
     monkeypatch.setattr(verifier, "_pool", lambda: Spy())
-    verdicts = verify(["math"] * 50, [r"\boxed{2/4}", r"so \boxed{ 2/4 }"] * 25, ["0.5"] * 50, [True] * 50)
-    assert asked == [("math", "0.5", "2/4")]
-    assert verdicts == [Verdict("2/4", True, 1.0, False)] * 50
+    verdicts = verify(["math"] * 50, [r"\boxed{x+x}", r"so \boxed{ x+x }"] * 25, ["2x"] * 50, [True] * 50)
+    assert asked == [("math", "2x", "x+x")]
+    assert verdicts == [Verdict("x+x", True, 1.0, False)] * 50
 
 
 def test_a_killed_answer_is_wrong_marked_and_logged_in_one_line(caplog):
@@ -312,8 +312,13 @@ def test_agreement_with_labels_and_the_committed_table(tmp_path):
     reasons = [row["reason"] for row in graders.disagreements(labelled) + graders.disagreements(pairs)]
     assert "not judged" not in reasons
     assert len(reasons) == len(graders.JUDGED), "a disagreement that is judged no longer exists"
+    assert graders.false_acceptances(labelled)[1] == graders.false_acceptances(pairs)[1] == 0
+    solutions = graders.endings(DATA.parent / "gsm8k" / "test.jsonl")
+    for count, right, *false in solutions.values():
+        assert right / count >= 0.99
+        assert sum(false) <= 0.001 * count
     committed = (ROOT / "results" / "reference" / "graders.md").read_text()
-    assert committed == graders.table({"math500_outputs": labelled, "pairs": pairs})
+    assert committed == graders.table({"math500_outputs": labelled, "pairs": pairs}, solutions)
 
 
 @real

@@ -12,6 +12,7 @@ from pathlib import Path
 from pmd import params
 from pmd.files import ROOT, write_json, write_jsonl
 from pmd.foreign_sets.formats import FORMATS, Problem, ProblemSet, problem_set, read_rows, to_problem
+from pmd.foreign_sets.golds import same_gold
 from pmd.params import require
 from pmd.problems import prompts
 from pmd.problems.reader import read_problems
@@ -55,7 +56,9 @@ def clean(problems: Iterable[Problem], limit: int | None = None) -> tuple[list[P
         rows += 1
         if problem.gold is None:
             without_gold += 1
-        elif first.setdefault(problem.question, problem).gold != problem.gold:
+            continue
+        earlier = first.setdefault(problem.question, problem)
+        if not same_gold(earlier.gold, problem.gold, problem.rest.get("rule", "exact")):
             conflicting.add(problem.question)
     agreed = [problem for question, problem in first.items() if question not in conflicting]
     kept = agreed[:limit]

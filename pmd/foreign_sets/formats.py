@@ -234,12 +234,13 @@ def to_problem(spec: ProblemSet, number: int, where: str, row: dict) -> Problem:
     column = columns["ground_truth"]
     try:
         gold = lookup(row, column, None)
-        gold = normalise_gold(form.gold(gold) if isinstance(gold, str) else gold)
         for key, column in columns.items():
             if key != "ground_truth":
                 rest[key] = CHECKS[key](lookup(row, column))
         column = columns["prompt"]
         question = form.question(rest.pop("prompt"))
+        column = columns["ground_truth"]
+        gold = normalise_gold(form.gold(gold) if isinstance(gold, str) else gold, rest["rule"])
     except KeyError as error:
         raise ValueError(
             f"{where}: no column {column!r}, the row has {', '.join(map(str, row)) or 'none'}; "

@@ -1,4 +1,4 @@
-"""Gold answers as text: every number written in one way, everything else unchanged."""
+"""Gold answers as text, each in the notation that its rule compares."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from pmd.problems.numbers import plain_number
+
 EXACT_FLOAT = 2**53
 """From here on a floating-point number cannot hold every integer."""
 
-_NUMBER = re.compile(r"([+-]?)\s*((?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_DEGREE_SIGN = re.compile(r"(?:\\,)?\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)$")
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$]*[^$\\])\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL
 )
 
 
-def normalise_gold(gold: Any) -> str | None:
-    """A gold answer as text; None if it is null, NaN or blank. The value of a number never changes.
+_REPEATABLE = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 
-    The delimiters around a formula (`$`, `\\(`, `\\[`) are removed. If the rest is a number, it is written in full,
-    without leading zeros, trailing zeros after the decimal point, thousands separators, an exponent or a degree sign:
-    `073` becomes 73, `1,000` and `1e3` become 1000, `3.50` becomes 3.5 and `336^\\circ` 336. Anything else, such as
+
+def same_gold(one: str, two: str, rule: str) -> bool:
+    """Whether two normalised golds are one gold: the same text or, unless the rule is `exact`, the same number."""
+    return one == two or (rule != "exact" and None is not plain_number(one) == plain_number(two))
+
+
+def normalise_gold(gold: Any, rule: str = "math") -> str | None:
+    """A gold answer as text for the rule that judges by it; None if it is null, NaN or blank.
+
+    Under `exact` the text stays as it is, but for spaces around it: 01234 may be a code. Under the other rules the
+    delimiters around a formula (`$`, `\\(`, `\\[`) are removed. Under `math`, if the rest is a number, it is written in
+    full, without leading zeros, trailing zeros after the decimal point, thousands separators, an exponent or a degree
+    sign: `073` becomes 73, `1,000` and `1e3` become 1000, `3.50` becomes 3.5 and `336^\\circ` 336. Under `dapo` the
+    zeros and the exponent stay, because an answer may repeat them; the comparison takes both. Anything else, such as
     LaTeX, stays as it is. Integers of any length are exact. Raises ValueError for a truth value, a list, infinity, or a
     floating-point number that is so large that it may have lost digits.
     """
@@ -34,8 +44,13 @@ def normalise_gold(gold: Any) -> str | None:
         raise ValueError(f"{gold!r} is a floating-point number that may have lost digits; store it as text")
     if isinstance(gold, bool) or not isinstance(gold, str | int | float | Decimal):
         raise ValueError(f"must be text or a number, got {shortened(gold)}")
-    text = _without_delimiters(writable(str(gold)))
-    return _plain_number(text) or text or None
+    text = writable(str(gold)).strip()
+    if rule == "exact":
+        return text or None
+    text = _without_delimiters(text)
+    if rule == "dapo" and isinstance(gold, str) and _REPEATABLE.fullmatch(text):
+        return text
+    return plain_number(text) or text or None
 
 
 def _without_delimiters(text: str) -> str:
@@ -44,18 +59,6 @@ def _without_delimiters(text: str) -> str:
     while match := _FORMULA.fullmatch(text):
         text = next(inner for inner in match.groups() if inner is not None).strip()
     return text
-
-
-def _plain_number(text: str) -> str | None:
-    """The number that a text is, written in full; None if it is no number."""
-    plain = _DEGREE_SIGN.sub("", text).replace("{,}", ",").replace(",\\!", ",").replace("−", "-").strip()
-    match = _NUMBER.fullmatch(plain)
-    if match is None:
-        return None
-    sign, digits, exponent = match.groups()
-    whole, _, part = format(Decimal(sign + digits.replace(",", "") + (exponent or "")), "f").partition(".")
-    number = f"{whole}.{part}".rstrip("0").rstrip(".") if part else whole
-    return "0" if number == "-0" else number
 
 
 def writable(text: str) -> str:

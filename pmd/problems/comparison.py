@@ -8,8 +8,11 @@ processes with limits (`pmd.problems.limited_pool`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
+
+from pmd.problems.normal_form import Answer, joined, normal_form, value_of_equation, variable_of
+from pmd.problems.numbers import Number, close, plain_number, read_number, same_number
 
 INTEGER = re.compile(r"-?[0-9]+")
 GROUPED_INTEGER = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+|-?[0-9]+")
@@ -73,30 +76,42 @@ def minerva_normal_form(answer: str) -> str:
 
 def quick_dapo(gold: str, answer: str) -> bool | None:
     """Equal strings are the same answer. Different integers without commas are not, because the normal form leaves them
-    unchanged: 007 is not 7.
+    unchanged: 007 is not 7. Only a gold answer with leading zeros may be given without them.
     """
-    return gold == answer or (False if INTEGER.fullmatch(gold) and INTEGER.fullmatch(answer) else None)
+    if gold == answer:
+        return True
+    return _plain_integer(gold) == answer if INTEGER.fullmatch(gold) and INTEGER.fullmatch(answer) else None
 
 
 def equal_dapo(gold: str, answer: str) -> bool:
-    """The same string in normal form."""
-    return minerva_normal_form(gold) == minerva_normal_form(answer)
+    """The same string in normal form. A gold answer that is a number may be given as written or written in full."""
+    written = {minerva_normal_form(gold), minerva_normal_form(plain_number(gold) or gold)}
+    return minerva_normal_form(answer) in written
 
 
-# --- math: equal according to math-verify -----------------------------------------------------------------------------
+# --- math: equal numbers, equal texts, or equal formulas according to math-verify -------------------------------------
 
-DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed")
-PERCENT = re.compile(r"\s*(?:percent(?:age)?|pct)\b", re.IGNORECASE)
+QUICK_LENGTH = 2500
+"""Longer answers are compared by the workers."""
+
 IMPLICIT_PRODUCT = re.compile(r"(?<![\w}^_.])(\d+)\((?=\d+\))")  # 1000(26)
+DECIMAL_COMMA = re.compile(r"(-?\d+), ?(\d{1,2})")
+LETTER_UNIT = re.compile(r"-?[\d.]*\d[A-Za-z]")
+NOT_COMPARED = re.compile(r"[\s.,;:{}\\]+")
 
 
-def quick_math(gold: str, answer: str) -> bool | None:
-    """Equal strings are the same answer, and integers are compared by their value: 1,000 is 1000 and 007 is 7."""
+def quick_math(gold: str, answer: str, digits: int = 6) -> bool | None:
+    """What the normal forms decide: numbers, lists of numbers, texts and choices; None if a formula is to be compared.
+
+    Integers of any length are compared by their value: 1,000 is 1000 and 007 is 7.
+    """
     if gold == answer:
         return True
     if GROUPED_INTEGER.fullmatch(gold) and GROUPED_INTEGER.fullmatch(answer):
         return _plain_integer(gold) == _plain_integer(answer)
-    return None
+    if max(len(gold), len(answer)) > QUICK_LENGTH:
+        return None
+    return _decided(*_aligned(normal_form(gold), normal_form(answer)), digits)
 
 
 def _plain_integer(integer: str) -> str:
@@ -108,41 +123,135 @@ def _plain_integer(integer: str) -> str:
     return "-" + digits if integer.startswith("-") and digits != "0" else digits
 
 
-def equal_math(
-    gold: str,
-    answer: str,
-    extract: Sequence[str] = ("latex", "expr"),
-    digits: int = 6,
-    relations: bool = True,
-    strict: bool = True,
-) -> bool:
-    """Whether math-verify finds the two answers equal.
+def _aligned(gold: Answer, answer: Answer) -> tuple[Answer, Answer]:
+    """Both answers with or both without the variables that the values belong to: `x = 5` is 5 where one has no `x`."""
+    names = [{variable_of(part) for part in one.parts} for one in (gold, answer)]
+    same_variable = names[0] == names[1] and len(names[0]) == 1 and None not in names[0]
+    equations = ["=" in gold.text, "=" in answer.text]
+    if same_variable or (equations[0] and not equations[1] and len(names[0]) == 1 and None not in names[0]):
+        gold = _values_alone(gold)
+    if same_variable or (equations[1] and not equations[0]):
+        answer = _values_alone(answer)
+    return gold, answer
 
-    extract: the notations to read, of "latex" and "expr"; digits: decimal places to which floats are rounded;
-    relations: whether a set equals the inequality that describes it; strict: whether the names of variables matter.
+
+def _values_alone(answer: Answer) -> Answer:
+    parts = tuple(value_of_equation(part) for part in answer.parts)
+    return answer._replace(parts=parts, text=joined(parts, answer.brackets))
+
+
+def _decided(gold: Answer, answer: Answer, digits: int) -> bool | None:
+    """Whether the answers are the same, as far as their texts and numbers show it."""
+    if gold.choice and answer.choice:
+        return gold.choice == answer.choice
+    if gold.text == answer.text or (gold.parts, gold.brackets) == (answer.parts, answer.brackets):
+        return True
+    if gold.is_text or answer.is_text:
+        one, two = (NOT_COMPARED.sub("", text).casefold() for text in (gold.text, answer.text))
+        return one == two != ""
+    ours = [read_number(_without_letter(part, answer.unit)) for part in gold.parts]
+    letters = "mgshLlV" if None not in ours else ""
+    theirs = [read_number(_without_letter(part, letters + gold.unit)) for part in answer.parts]
+    if len(gold.parts) != len(answer.parts):
+        ours, theirs = _decimal_comma(gold, ours), _decimal_comma(answer, theirs)
+    if None in ours or None in theirs:
+        return None
+    ordered = {gold.brackets, answer.brackets} - {"", "{}"}
+    if not ordered:
+        return _each_in(ours, theirs, digits) and _each_in(theirs, ours, digits)
+    if "{}" in (gold.brackets, answer.brackets):
+        return None
+    same_length = len(ours) == len(theirs) and len(ordered) == 1
+    return same_length and all(same_number(one, two, digits) for one, two in zip(ours, theirs, strict=True))
+
+
+def _without_letter(part: str, units: str) -> str:
+    """A number without the one letter of its unit, such as 12m, if that letter is among the units."""
+    return part[:-1] if LETTER_UNIT.fullmatch(part) and part[-1] in units else part
+
+
+def _decimal_comma(answer: Answer, numbers: list[Number | None]) -> list[Number | None]:
+    """`1,22` as 1.22."""
+    found = DECIMAL_COMMA.fullmatch(answer.text)
+    return [read_number(f"{found[1]}.{found[2]}")] if found else numbers
+
+
+def _each_in(some: list[Number], others: list[Number], digits: int) -> bool:
+    """Whether every number is the same as one of the others."""
+    return all(any(same_number(other, one, digits) for other in others) for one in some)
+
+
+def equal_math(gold: str, answer: str, digits: int = 6, relations: bool = True, strict: bool = True) -> bool:
+    """Whether the two answers are the same: what `quick_math` decides, and for formulas what math-verify finds.
+
+    digits: decimal places to which floats are rounded; relations: whether a set equals the inequality that describes
+    it; strict: whether the names of variables matter. A formula must be readable from its beginning to its end.
     math-verify's own time limits are off, because they work in the main thread only. Those of the worker hold instead.
     """
     import sympy.core.random
     from math_verify import verify as same
 
+    one, two = _aligned(normal_form(gold), normal_form(answer))
+    decided = gold == answer or _decided(one, two, digits)
+    if decided is not None:
+        return decided
+    ours, theirs = _parsed(one.text), _parsed(two.text)
+    if ours is None or theirs is None:
+        return False
     sympy.core.random.seed(0)  # sympy compares at random points, and no verdict may depend on the comparisons before it
-    return same(
-        _parsed(gold, tuple(extract)),
-        _parsed(answer, tuple(extract)),
+    found = same(
+        ours,
+        theirs,
         float_rounding=digits,
         allow_set_relation_comp=relations,
         strict=strict,
         timeout_seconds=None,
     )
+    return found and not _far_apart(ours, theirs, digits)
 
 
 @lru_cache(maxsize=1024)  # reading takes most of a comparison's time, and a gold is read again for every response to it
-def _parsed(text: str, extract: tuple[str, ...]) -> list:
-    """What math-verify reads in an answer: the formulas, and the text itself; empty if it finds nothing."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+def _parsed(text: str) -> Any:
+    """The whole text as a sympy object; None if it cannot be read from its beginning to its end.
 
-    configs = [{"latex": LatexExtractionConfig, "expr": ExprExtractionConfig}[name]() for name in extract]
-    if "latex" not in extract or DELIMITER.search(text.replace("\\$", "")):
-        return parse(text, configs, parsing_timeout=None)
-    text = IMPLICIT_PRODUCT.sub(r"\1\\cdot (", PERCENT.sub(r"\\%", text.replace("\\$", "")))
-    return parse(f"${text}$", configs, parsing_timeout=None) or parse(text, configs, parsing_timeout=None)
+    math-verify's own `parse` takes a part where it cannot read the whole: 4 of `4+` and of `\\neq 4`.
+    """
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
+    from math_verify.parser import parse_latex_cached
+
+    config = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
+    text = IMPLICIT_PRODUCT.sub(r"\1\\cdot (", text.removesuffix("\\%"))
+    try:
+        return parse_latex_cached(normalize_latex(text, config))
+    except Exception:  # whatever the parser says, it could not read the text
+        return None
+
+
+def _far_apart(one: Any, two: Any, digits: int) -> bool:
+    """Whether numbers that math-verify calls equal differ by more than rounding: it compares absolute differences."""
+    ours, theirs = _values(one), _values(two)
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return False
+    pairs = zip(sorted(ours, key=_real_first), sorted(theirs, key=_real_first), strict=True)
+    return not all(a == b or close(a, b, digits) or max(abs(a), abs(b)) < 1e-100 for a, b in pairs)
+
+
+def _real_first(value: complex) -> tuple[float, float]:
+    return value.real, value.imag
+
+
+def _values(expression: Any) -> list[complex] | None:
+    """The numbers that an expression, a set or a tuple consists of; None if it has variables or no finite value."""
+    from sympy import Eq, FiniteSet, Interval, Tuple
+
+    if isinstance(expression, Eq):
+        expression = expression.rhs
+    elements = expression.args if isinstance(expression, FiniteSet | Tuple) else [expression]
+    if isinstance(expression, Interval):
+        elements = [expression.start, expression.end]
+    try:
+        return [complex(element.evalf(15)) for element in elements]
+    except Exception:  # anything that is no number, such as a matrix or infinity
+        return None

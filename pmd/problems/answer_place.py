@@ -1,0 +1,274 @@
+r"""Where a response without a box states its answer, for `math`: after a phrase such as `answer is`, or at its end.
+
+Each function returns the answer's text, or "" where it finds none. All take time that is linear in the length of the
+response; the patterns are applied to the last few thousand characters only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pmd.problems.boxes import LIST_SEPARATOR, listed
+from pmd.problems.brackets import equals_signs, split_outside
+from pmd.problems.normal_form import VARIABLE
+
+# --- formulas and numbers in running text -----------------------------------------------------------------------------
+
+FORMULA = re.compile(
+    r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\n\\])+)\$|\\\[((?:[^\\]|\\[^\[\]])+)\\\]|\\\(((?:[^\\\n]|\\[^()\n])+)\\\)"
+)
+r"""A formula between delimiters: `$$…$$`, `$…$`, `\[…\]` or `\(…\)`."""
+
+MONEY = re.compile(r"\s?[-−]?\.?[0-9]")
+PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?:\s|[.,;]\s)|[.;]\s+[A-Z]|\s[-+*/=]\s*$")
+OPEN_FORMULA = re.compile(r"(?<!\\)(?:\$(?!\s?[-−]?\.?[0-9][^\\^_{}\n]*(?:\n|$))\s*\S|\\\(|\\\[)")
+
+UNITS = r"cm|mm|km|m|kg|g|mg|lbs?|oz|ft|in|hrs?|h|min|sec|s|mL|ml|L|mph|km/h"
+NUMBER = re.compile(
+    r"(?:^|(?<=[\s=($€£¥₹:\[{,~+*×÷≈>]))"
+    r"((?:(?<![\d)]\s)(?<![\w)*/.])[-−])?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:\s?/\s?[0-9]+(?!\d|\.\d))?(?:[eE][+-]?[0-9]{1,3}\b)?"
+    rf"(?:\s?\\?%)?)(?![\d]|[.,]\d)(?:(?=(?:{UNITS})(?:[²³^]|\b))|(?![\w}}^/]))"
+)
+"""A number in running text, such as `1,250`, `-.5`, `3/4`, `50%` or `12.5cm`, not part of a word or formula."""
+
+BOLD = re.compile(r"(?<![\w)])(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?![\w(])")
+BOLD_TEXT = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*])")
+ITALIC = re.compile(
+    r"(?<![\w)*\s\\])\*(\S[^*\n]{0,100})(?<=\S)\*(?![\w(*])|(?<=\s)\*(?=\S)([^*\n]{1,100})(?<=\S)\*(?![\w(*])"
+)
+CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
+
+
+def plain(text: str) -> str:
+    """The text without Markdown's emphasis and without GSM8K's calculator annotations."""
+    text = CALCULATOR.sub("", text).replace("`", "")
+    return ITALIC.sub(lambda match: match[1] or match[2], BOLD.sub("", text))
+
+
+def formulas(text: str) -> Iterator[tuple[int, int, str]]:
+    """(start, stop, content) of each formula that stands between delimiters, in order; money is no formula."""
+    position = 0
+    while match := FORMULA.search(text, position):
+        content = match[match.lastindex]
+        after = text[match.end() : match.end() + 1]
+        if match[2] is not None and MONEY.match(content) and (PROSE.search(content + " ") or after.isdigit()):
+            position = match.start() + 1
+            continue
+        yield match.start(), match.end(), content.strip().rstrip(".,;").rstrip()
+        position = match.end()
+
+
+def value_of(formula: str) -> str:
+    """What follows the last equals sign of a formula; the whole formula if it is a list, has no such sign, or is an
+    equation between variables, such as `x^2+y^2=1`.
+
+    An equals sign within braces, such as the one of `\\sum_{k=0}^n`, belongs to another term.
+    """
+    places = equals_signs(formula)
+    if not places or len(split_outside(formula[places[0] :], ",;")) > 1:
+        return formula
+    before = formula[: places[0]].strip()
+    after = formula[places[-1] + 1 :].strip()
+    left, right = (re.search(r"[A-Za-z]", COMMAND.sub("", side)) for side in (before, after))
+    equation = len(places) == 1 and ((left and not VARIABLE.fullmatch(before)) or (left and right))
+    return formula if equation or not after else after
+
+
+# --- a phrase that announces the answer -------------------------------------------------------------------------------
+
+ANNOUNCED = re.compile(
+    r"\banswers?\b[ \t*]*(?:(?:to|for|of)\b[^.:\n$=]{0,80}?)?[ \t*]*"
+    r"(?:\b(?:is|are|was|must be|would be|should be|will be|comes out to|equals)\b[ \t]*:?|[:：=]|[-–—](?=\s))[ \t*:]*"
+    r"|(?:^|\n)[ \t]*####[ \t]+(?=[^\n]*\S)"
+    r"|<answer>"
+    r"|(?:^|\n)[ \t*]*A:[ \t*]+(?=[^\n]*\s*$)",
+    re.IGNORECASE,
+)
+LEAD_IN = re.compile(
+    r"(?:(?:therefore|thus|then|hence|simply|just|indeed|clearly|also|again|now|equal to|given by|found to be|exactly|"
+    r"approximately|about|only|a total of|option|choice|as follows|the following|that)\b|[\s:,*])+",
+    re.IGNORECASE,
+)
+CLOSING_PHRASE = re.compile(r"\.? I hope it is correct|</answer>", re.IGNORECASE)
+SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)(?<!\bSt\.)(?<!\bMr\.)(?<!\bDr\.)")
+REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|when|making|given)\s|,\s+(?!and\b|or\b)(?=[a-z]{2,}\s)")
+COPULA = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals?)|=)\s*(?:equal to\s+|about\s+|approximately\s+|therefore\s+)?", re.IGNORECASE
+)
+NUMBER_WITH_UNIT = re.compile(
+    r"[$€£¥]?\s?([-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?\s?%?)[,;:.]?"
+    r"\s+(?!and\b|or\b|(?:more|less|fewer|times|hundred|thousand|million|billion|trillion|dozen|plus|minus|half|halves|thirds?|"
+    r"quarters?|squared|cubed|factorial|pi|sqrt|am|pm|by|to|mod)\b)"
+    r"(?:[a-z]{3,}|m|cm|km|mm|kg|g|ft|in|h|s|L|°)[^0-9()^=+*/\\$]*",
+    re.IGNORECASE,
+)
+"""A number that is followed by words alone, such as `12 apples`."""
+
+QUANTITY_FOLLOWS = re.compile(r"\s*\\?(?:[A-Za-z]+[.,]?\s+){1,3}(?:and\s+)?\$?\s?\\?[0-9]")
+SCALE_FOLLOWS = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|percent|%|\\%)", re.IGNORECASE)
+
+
+FINAL = re.compile(r"final answer\b", re.IGNORECASE)
+UNCERTAIN = re.compile(r"\bnot\b|n't\b|\b(?:least|most|than|between|or|if|unless|except|times)\b|\?", re.IGNORECASE)
+
+
+def anchored(tail: str) -> str:
+    """The answer after the last phrase that announces one."""
+    tail = plain(tail)
+    for anchor in reversed(list(ANNOUNCED.finditer(tail))):
+        phrase = anchor[0].strip()
+        paragraph = CLOSING_PHRASE.split(tail[anchor.end() :].strip(), maxsplit=1)[0].partition("\n\n")[0].strip()
+        if phrase.startswith("####") or phrase[:2] in ("A:", "a:"):
+            paragraph = paragraph.partition("\n")[0]
+            if not re.search(r"\d|\\|\$|^\(?[A-Z]\)?\.?$", paragraph) or re.match(r"\d+[.)]\s+[A-Za-z]", paragraph):
+                continue  # a heading
+        return announced_value(paragraph)
+    return ""
+
+
+def announced_value(paragraph: str) -> str:
+    """The value with which a paragraph begins: its first formulas, or its first sentence without reasons and units.
+
+    A sentence that names the quantity first, such as `The largest $n$ is 34`, is read from its verb on.
+    """
+    lead = LEAD_IN.match(paragraph)
+    paragraph = paragraph[lead.end() :] if lead else paragraph
+    sentence = SENTENCE_END.split(paragraph, maxsplit=1)[0]
+    verbs = [verb for verb in COPULA.finditer(sentence) if not _within_formula(sentence, verb.start())]
+    if verbs and re.match(r"[A-Za-z]{2,}\s|[A-Za-z]\s(?!\+|-|=)", paragraph) and sentence[verbs[-1].end() :].strip():
+        paragraph = paragraph[verbs[-1].end() :]
+    stop, found = 0, []
+    for start, end, formula in formulas(paragraph):
+        if found and not listed(paragraph[stop:start]):
+            break
+        if (
+            not found
+            and re.search(r"\d|\n\s*\S|[^\s(:]", paragraph[:start].replace("approximately", ""))
+            and (re.search(r"\d|\n", paragraph[:start]))
+        ):
+            break
+        found.append(formula)
+        stop = end
+    if found:
+        rest = paragraph[stop:]
+        if QUANTITY_FOLLOWS.match(rest.partition(".")[0]) and not re.match(
+            r"\s*(?:for|when|if|where|since|because|as)\b", rest
+        ):
+            return SENTENCE_END.split(paragraph, maxsplit=1)[0].strip()
+        scale = SCALE_FOLLOWS.match(rest)
+        return ", ".join(filter(None, found)) + (scale[0] if scale else "")
+    sentence = REASON.split(SENTENCE_END.split(paragraph, maxsplit=1)[0], maxsplit=1)[0].strip(" .*").strip()
+    counted = NUMBER_WITH_UNIT.fullmatch(sentence)
+    if counted:
+        return counted[1].strip()
+    numbers = NUMBER.findall(sentence)
+    if len(numbers) == 1 and len(sentence.split()) > 4 and not UNCERTAIN.search(sentence):
+        return numbers[0].strip()
+    return sentence if len(sentence) <= 100 else ""
+
+
+def _within_formula(text: str, position: int) -> bool:
+    return any(start <= position < stop for start, stop, _ in formulas(text))
+
+
+# --- the end of the response ------------------------------------------------------------------------------------------
+
+WHOLE_LENGTH = 200
+CONCLUDES = re.compile(
+    r"\b(?:so|thus|therefore|hence|then|total|altogether|in all|result|finally|conclude|gives?|is|are|was|were|be|"
+    r"equals?|makes?|made|gets?|got|obtain|find|found|has|have|had|left|remains?|leaves?|costs?|needs?|earns?|earned|pays?|paid|"
+    r"spends?|spent|takes?|took|sells?|sold|saves?|saved|receives?|buys?|bought|eats?|ate|uses?|used|weighs?|drives?|"
+    r"walks?|runs?|reads?|works?|each|per|sum|product|area|value|amount|number|it's|that's)\b|=|≈|→",
+    re.IGNORECASE,
+)
+PLANS = re.compile(
+    r"\b(?:let me|let us|let's|lets|check|verify|double-check|consider|case \d|(?:we|i) (?:now )?have \d+ cases|"
+    r"step \d|wait|try|suppose|assume|recall|note that|(?:we|i) (?:still )?(?:need|have|want) to|"
+    r"(?:i|we)(?:'ll| will|'m| am|'re| are) |maybe|perhaps|might|equation|figure|theorem|lemma|method \d|hmm|"
+    r"question|exercise|example)\b|\?|"
+    r"^\s*(?:\d+[.)]\s|(?:next|first|second|third|now)\b,? (?:we|i|let)\b)",
+    re.IGNORECASE,
+)
+BARE_FORMULA = re.compile(r"\\(?!text\b)[A-Za-z]+|\\\\")
+NEGATED = re.compile(r"(?:\bnot|n't)\s+(?:[a-z]+\s+)?[$€£]?$", re.IGNORECASE)
+COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
+ENGLISH = re.compile(r"\b(?:is|it|so|to|he|we|me|my|no|on|of|in|at|as|be|by|do|go|if|up|us|an|am)\b", re.IGNORECASE)
+FUNCTION_WORD = re.compile(r"\b(?:sqrt|sin|cos|tan|log|ln|exp|pi|infinity|and|or|max|min|gcd|lcm|mod)\b")
+
+
+def whole(response: str) -> str:
+    """The whole response, if it is one line with nothing but a formula, a number, a number with a unit or one word."""
+    text = plain(response[: WHOLE_LENGTH + 1]).strip() if len(response) <= WHOLE_LENGTH else ""
+    if not text or "\n" in text or "####" in text or re.search(r"(?:^|\s)[Aa](?:ns(?:wer)?)?\s?:", text):
+        return ""
+    pieces = list(formulas(text))
+    if len(pieces) == 1 and pieces[0][0] == 0 and not text[pieces[0][1] :].strip(" ."):
+        return value_of(pieces[0][2])
+    if pieces or OPEN_FORMULA.search(text):
+        return ""
+    counted = NUMBER_WITH_UNIT.fullmatch(text.rstrip("."))
+    if counted and not CONCLUDES.search(text) and not PLANS.search(text):
+        return counted[1].strip()
+    words = re.findall(
+        r"[A-Za-z]{2,}",
+        FUNCTION_WORD.sub("", COMMAND.sub(" ", re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))),
+    )
+    if (words and max(map(len, words)) > 2) or ENGLISH.search(text) or not re.search(r"[0-9A-Za-z\\√π∞]", text):
+        return ""
+    return value_of(text.rstrip(".").strip())
+
+
+def last_expression(tail: str) -> str:
+    """The last number or formula: the number where one follows the last formula, and in bold before others.
+
+    Empty if the response ends within a formula, or if the sentence concludes nothing.
+    """
+    bold = [match[1] for match in BOLD_TEXT.finditer(tail.rpartition("\n")[2] or tail)]
+    tail = plain(tail).rstrip()
+    start, stop, formula = [(0, 0, ""), *formulas(tail)][-1]
+    rest = tail[stop:]
+    if OPEN_FORMULA.search(rest):
+        return ""  # the response ends within a formula
+    numbers = [
+        match for match in NUMBER.finditer(rest) if not NEGATED.search(rest, max(0, match.start() - 30), match.start(1))
+    ]
+    line = rest.rpartition("\n")[2]
+    if BARE_FORMULA.search(line):
+        after = COPULA.split(line)[-1].strip(" .")
+        return "" if re.search(r"&|\\\\|[A-Za-z]{3,}", line if "&" in line else COMMAND.sub("", after)) else after
+    position = stop + numbers[-1].start(1) if numbers else start
+    if not numbers and not formula:
+        return ""
+    begin = max([0, *(match.end() for match in SENTENCE_END.finditer(tail, 0, position))])
+    following = SENTENCE_END.search(tail, position)
+    sentence = tail[begin : following.start() + 1 if following else len(tail)]
+    alone = not re.search(r"[A-Za-z]{3,}", COMMAND.sub(" ", sentence))
+    if PLANS.search(sentence) or (numbers and not alone and not CONCLUDES.search(sentence)):
+        return ""
+    if not numbers:
+        return ", ".join(values_at_end(tail)).strip(" ,").strip()
+    emphasised = [found[1] for text in bold for found in NUMBER.finditer(text)]
+    number = emphasised[-1] if emphasised else numbers[-1][1]
+    scale = SCALE_FOLLOWS.match(rest, numbers[-1].end())
+    return (number + (scale[0] if scale and not emphasised else "")).strip(" ,").strip()
+
+
+def values_at_end(text: str) -> list[str]:
+    """The value of the last formula, with those that `and` or `or` joins to it: `$x=3$ or $x=4$`."""
+    found = list(formulas(text))
+    values = [value_of(found[-1][2])]
+    for (_, stop, formula), (start, _, following) in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
+        gap = text[stop:start]
+        if (len(values) == 1 and not re.search(r"\b(?:and|or)\b", gap)) or not LIST_SEPARATOR.fullmatch(gap):
+            break
+        if [variable(formula) for formula in (formula, following)] not in ([None, None], [variable(formula)] * 2):
+            break
+        values.insert(0, value_of(formula))
+    return values
+
+
+def variable(formula: str) -> str | None:
+    """What stands before the first equals sign."""
+    name, equals, _ = formula.partition("=")
+    return name.strip() if equals else None
