@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from fractions import Fraction
 
 import pytest
 
 from pmd.foreign_sets.golds import normalise_gold, same_gold
+from pmd.problems.comparison import quick_math
 from pmd.problems.numbers import read_number
 from pmd.problems.verifier import equivalent, verify
 
@@ -255,3 +257,11 @@ def test_golds_conflict_by_value_unless_they_are_codes():
     assert same_gold("01", "1", "dapo")
     assert not same_gold("01", "1", "exact")
     assert not same_gold("x", "y", "dapo")
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("text", ["1" + " " * 1990 + "x", " " * 2000 + "x", "(1," * 600, r"\text{" * 300, "1 " * 1000])
+def test_the_normal_form_of_a_hostile_answer_is_soon_made(text):
+    start = time.process_time()
+    quick_math("x+1", text)
+    assert time.process_time() - start < 1.0

@@ -141,7 +141,7 @@ def joined(parts: Iterable[str], brackets: str) -> str:
 @lru_cache(maxsize=4096)
 def normal_form(text: str) -> Answer:
     """The answer in normal form; its time grows at worst with the square of the length."""
-    text = text.translate(SYMBOLS)
+    text = re.sub(" +", " ", text.translate(SYMBOLS))  # runs of spaces would take the patterns below long
     text = _without_boxes(_without_thousands(text))
     for _ in range(2):  # \text within \text
         text = TEXT.sub(_unwrapped, text)
