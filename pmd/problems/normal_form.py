@@ -60,6 +60,7 @@ STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\!", ""),
         (rf"(?<!\\)(?:{SPACE})|\\q?quad(?![A-Za-z])", " "),
+        (r" {2,}", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
         (r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{"),
