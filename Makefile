@@ -62,11 +62,12 @@ test-vllm: .venv-vllm/installed
 test-stacks: .venv-stacks/installed
 	OMP_NUM_THREADS=1 .venv-stacks/bin/python -m pytest -W ignore tests/stacks
 
-.venv-stacks/installed: tests/stacks/requirements-trl.txt pyproject.toml
+.venv-stacks/installed: tests/stacks/requirements-trl.txt tests/stacks/requirements-verl.txt pyproject.toml
 	@$(PYTHON) -c '$(SUPPORTED)'
 	$(PYTHON) -m venv .venv-stacks
-	.venv-stacks/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r tests/stacks/requirements-trl.txt
-	.venv-stacks/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-stacks/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	  -r tests/stacks/requirements-trl.txt -r tests/stacks/requirements-verl.txt
+	.venv-stacks/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps verl==0.9.1 -e .
 	touch $@
 
 # The whole pipeline at the smoke preset, in a scratch clone of HEAD: what is not committed is not run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pmd
+from pmd.files import ROOT
 from pmd.trainer.loss import advantages, moved, predicted, regress, sequence_log_ratio
 from pmd.trainer.objectives import leave_one_out_mean, leave_one_out_partition, leave_one_out_tilted
 
@@ -149,6 +151,17 @@ def test_what_the_policy_did_and_what_theory_predicts():
     # ten rewards of which three are 1, leave-one-out at τ = 1/9: the reference value for p = 0.3 at τ = 0.1
     rewards = torch.tensor([[1.0] * 3 + [0.0] * 7])
     assert predicted(rewards, 1 / 9)["lambda_theory"] == pytest.approx(1.80654747, abs=1e-8)
+
+
+def test_the_example_of_the_documentation():
+    space: dict = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stacks.md").read_text(encoding="utf-8"), re.S)[1], space)
+    assert space["log_probs"].grad.abs().min() > 0
+    # A = 2/3, −2/3, −2/3, 2/3 and s = 0.1 L
+    terms = [
+        0.05 * (a / 0.1 - 0.1 * n) ** 2 / n for a, n in zip((2 / 3, -2 / 3, -2 / 3, 2 / 3), (3, 2, 4, 3), strict=True)
+    ]
+    assert space["loss"].item() == pytest.approx(sum(terms) / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ MAY_IMPORT = {
 }
 """Which rooms a room may import. Every one may import the plumbing."""
 
-PLUGINS = {"trl.py"}
+PLUGINS = {"trl.py", "verl.py", "prime_rl.py"}
 """Files beside the rooms that other people's trainers load: they need torch alone beside their stack."""
 
 
