@@ -19,7 +19,7 @@ export GOMP_SPINCOUNT ?= 1000
 export JUPYTER_PREFER_ENV_PATH := 1
 SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
-.PHONY: setup repro test test-vllm nbval smoke tune lock gpu benchmark clean
+.PHONY: setup repro test test-vllm test-stacks nbval smoke tune lock gpu benchmark clean
 
 setup: .venv/installed
 
@@ -58,6 +58,18 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
+# The plug-ins in the stacks that they plug into, in an environment of their own.
+test-stacks: .venv-stacks/installed
+	OMP_NUM_THREADS=1 .venv-stacks/bin/python -m pytest -W ignore tests/stacks
+
+.venv-stacks/installed: tests/stacks/requirements-trl.txt tests/stacks/requirements-verl.txt pyproject.toml
+	@$(PYTHON) -c '$(SUPPORTED)'
+	$(PYTHON) -m venv .venv-stacks
+	.venv-stacks/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	  -r tests/stacks/requirements-trl.txt -r tests/stacks/requirements-verl.txt
+	.venv-stacks/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps verl==0.9.1 -e .
+	touch $@
+
 # The whole pipeline at the smoke preset, in a scratch clone of HEAD: what is not committed is not run.
 smoke: setup
 	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; trap 'exit 1' INT TERM; \
@@ -93,4 +105,4 @@ benchmark: setup
 	.venv/bin/python benchmarks/compare.py
 
 clean:
-	rm -rf .venv .venv-vllm benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-stacks benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -31,15 +31,17 @@ if TYPE_CHECKING:  # for type checkers and editors
     from pmd.theory.binary import binary_update, finite_sample
     from pmd.theory.population import population_update
     from pmd.trainer.loop import train
+    from pmd.trainer.loss import loss
     from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
 
 __all__ = [
     "OBJECTIVES", "Hyper", "Minibatch", "Sampling", "TorchEngine", "binary_update", "evaluate", "finite_sample",
-    "load_params", "population_update", "read_problems", "train", "train_config", "verify",
+    "load_params", "loss", "population_update", "read_problems", "train", "train_config", "verify",
 ]  # fmt: skip
 
 _MODULES = {
     "train": "pmd.trainer.loop",
+    "loss": "pmd.trainer.loss",
     "OBJECTIVES": "pmd.trainer.objectives",
     "Hyper": "pmd.trainer.objectives",
     "Minibatch": "pmd.trainer.objectives",

@@ -45,6 +45,9 @@ MAY_IMPORT = {
 }
 """Which rooms a room may import. Every one may import the plumbing."""
 
+PLUGINS = {"trl.py", "verl.py", "prime_rl.py"}
+"""Files beside the rooms that other people's trainers load: they need torch alone beside their stack."""
+
 
 def imported(source: str) -> set[str]:
     """The files of pmd that a source imports, such as "trainer/loop.py"."""
@@ -107,6 +110,16 @@ def test_a_room_imports_only_rooms_below_it():
         if len(Path(other).parts) > 1
     }
     assert not [(room, other, path) for room, other, path in sorted(rooms) if other not in {room, *MAY_IMPORT[room]}]
+
+
+def test_a_plug_in_needs_the_objective_and_the_theory_alone():
+    assert {path.name for path in (ROOT / "pmd").glob("*.py")} == {f"{name}.py" for name in PLUMBING} | {
+        "methods.py",
+        *PLUGINS,
+    }
+    assert behind(set(PLUGINS)) == PLUGINS | {
+        "methods.py", "trainer/loss.py", "trainer/objectives.py", "theory/population.py",
+    }  # fmt: skip
 
 
 def test_no_files_import_each_other_in_a_circle():

@@ -14,7 +14,7 @@ from pmd.files import ROOT
 
 PUBLIC = {
     "OBJECTIVES", "Hyper", "Minibatch", "Sampling", "TorchEngine", "binary_update", "evaluate", "finite_sample",
-    "load_params", "population_update", "read_problems", "train", "train_config", "verify",
+    "load_params", "loss", "population_update", "read_problems", "train", "train_config", "verify",
 }  # fmt: skip
 
 

@@ -13,17 +13,14 @@ from pmd.model.distributed import gather, total
 from pmd.model.forward import frozen_log_probs
 from pmd.sampling.engine import Engine
 from pmd.theory.population import predicted_lambda
+from pmd.trainer.loss import moved
 from pmd.trainer.objectives import OBJECTIVES, Minibatch, group_mean, leave_one_out_mean
 from pmd.trainer.rollouts import Rollouts
 
 
 @torch.no_grad()
 def policy_change(config: Train, model: PreTrainedModel, passes: list[Pass], old: list[Tensor]) -> dict:
-    """λ, KL(π_{t+1}‖π_t) and χ²(π_{t+1}‖π_t), estimated on the responses of these passes, which π_t sampled.
-
-    With s = log π_{t+1} − log π_t of a response and ρ = exp(s), λ is estimated by −mean(s) (arXiv:2602.05933), KL by
-    the mean of ρ s − ρ + 1 and χ² by that of (ρ − 1)²: unbiased estimators that cannot be negative, in nats.
-    """
+    """λ, KL(π_{t+1}‖π_t) and χ²(π_{t+1}‖π_t), estimated by `moved` on the responses of these passes."""
     if not passes:
         return {"lambda": 0.0, "kl": 0.0, "chi2": 0.0}
     own = []
@@ -31,10 +28,7 @@ def policy_change(config: Train, model: PreTrainedModel, passes: list[Pass], old
         after, _ = frozen_log_probs(model, one.packed, config.temperature, entropy=False)
         s = sequence_log_ratio(one, after - before).double()
         own.append(s[:0] if one.idle else s)
-    s = torch.cat(gather(torch.cat(own).cpu()))
-    rho = s.clamp(max=300).exp()  # far from π_t exp(s) would overflow, and the log cannot hold infinity
-    values = {"lambda": -s.mean(), "kl": (rho * s - rho + 1).mean(), "chi2": ((rho - 1) ** 2).mean()}
-    return {key: value.item() for key, value in values.items()}
+    return moved(torch.cat(gather(torch.cat(own).cpu())))
 
 
 def sequence_log_ratio(one: Pass, log_ratio: Tensor) -> Tensor:

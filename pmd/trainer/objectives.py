@@ -42,6 +42,24 @@ def leave_one_out_partition(rewards: Tensor, tau: float) -> Tensor:
     return rewards - tau * (others.masked_fill(itself, -math.inf).logsumexp(2) - math.log(n - 1))
 
 
+def leave_one_out_tilted(rewards: Tensor, tau_b: float) -> Tensor:
+    """r_i − τ_b log mean_{j≠i} exp(r_j/τ_b): PMD-part at τ_b = τ, PMD-mean at τ_b = ±∞; τ_b < 0 is below the mean.
+
+    Exact for every τ_b but 0, however large: the exponents are taken from the largest one, in `expm1` form.
+    """
+    if tau_b == 0 or math.isnan(tau_b):
+        raise ValueError(f"tau_b: got {tau_b}, must be a number other than 0, or infinite")
+    if math.isinf(tau_b):
+        return leave_one_out_mean(rewards, tau_b)
+    n = rewards.shape[1]
+    itself = torch.eye(n, dtype=torch.bool, device=rewards.device)
+    others = rewards[:, None, :].expand(-1, n, -1)
+    sign = math.copysign(1, tau_b)
+    best = sign * (sign * others).masked_fill(itself, -math.inf).amax(2)
+    excess = ((others - best[:, :, None]) / tau_b).masked_fill(itself, 0).expm1().sum(2) / (n - 1)
+    return rewards - best - tau_b * excess.log1p()
+
+
 def group_mean(rewards: Tensor, tau: float) -> Tensor:
     """r_i − mean_j r_j: Kimi K1.5 and Dr. GRPO."""
     return rewards - rewards.mean(1, keepdim=True)

@@ -1,0 +1,319 @@
+"""PMDTrainer in TRL's own environment (`make test-stacks`)."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from transformers import TrainerCallback
+
+import pmd.trl
+from pmd.files import ROOT
+from pmd.model.from_scratch import build_policy
+from pmd.model.loading import save_policy
+from pmd.problems.arithmetic import SPLITS, SYMBOLS, splits
+from pmd.trainer.loss import advantages, predicted
+from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
+from pmd.trl import FIXED, PMDConfig, PMDTrainer
+
+PROMPTS = ["1+2=", "30-4=", "12+34-5=", "7+7=", "9-8=", "40+40-3="]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny policy of the other tests, with attention as TRL's padded batches need it."""
+    return policy(width=32, seed=3)
+
+
+def policy(width: int, seed: int) -> tuple:
+    model, tokenizer = build_policy(
+        SYMBOLS, layers=2, width=width, heads=4, kv_heads=2, feedforward=2 * width, seed=seed
+    )
+    model.set_attn_implementation("eager")
+    return model, tokenizer
+
+
+def digits(completions, **columns) -> list[float]:
+    """A reward that varies within a group: the share of a completion's characters that are digits."""
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+
+
+def settings(out, **changes) -> PMDConfig:
+    options = {
+        "output_dir": str(out),
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "tau": 0.3,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    return PMDConfig(**options | changes)
+
+
+def trainer(tiny, config, reward=digits, **more) -> PMDTrainer:
+    model, tokenizer = tiny
+    rows = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    return PMDTrainer(copy.deepcopy(model), reward, config, rows, processing_class=tokenizer, **more)
+
+
+class Recorder(TrainerCallback):
+    """Each optimizer step's weights before it, and its gradient."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+        self.steps.append((weights, {name: value.grad.clone() for name, value in model.named_parameters()}))
+
+
+def token_log_probs(model, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """log π of each token of one response, without padding: [length]."""
+    ids = torch.cat([prompt, response])[None]
+    scores = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+    return scores.log_softmax(-1).gather(1, response[:, None])[:, 0]
+
+
+def responses(batch: dict) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(prompt, response) of each row of a padded batch, without the padding."""
+    return [
+        (prompt[kept.bool()], response[used.bool()])
+        for prompt, kept, response, used in zip(
+            batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"], strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("normalise", ["length", "constant"])
+@pytest.mark.parametrize(("baseline", "tau_b"), [("mean", None), ("partition", None), ("tilted", 1.5)])
+def test_loss_and_gradient_equal_pmds_under_accumulation_padding_and_staleness(
+    tiny, tmp_path, baseline, tau_b, normalise
+):
+    """Two optimizer steps of two passes each on one batch: the second is off-policy."""
+    config = settings(
+        tmp_path, gradient_accumulation_steps=2, steps_per_generation=4, max_steps=2, baseline=baseline, tau_b=tau_b,
+        normalise=normalise,
+    )  # fmt: skip
+    recorder = Recorder()
+    run = trainer(tiny, config, callbacks=[recorder])
+    run.train()
+    assert len(recorder.steps) == 2
+    model = copy.deepcopy(tiny[0])
+    lengths = [len(response) for batch in run._buffered_inputs for _, response in responses(batch)]
+    assert len(set(lengths)) > 1, "nothing is padded"
+    logged = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    for step, (weights, gradient) in enumerate(recorder.steps):
+        rows = [row for batch in run._buffered_inputs[2 * step : 2 * step + 2] for row in responses(batch)]
+        advantage = torch.cat([batch["advantages"] for batch in run._buffered_inputs[2 * step : 2 * step + 2]])
+        model.load_state_dict(dict(tiny[0].state_dict()))
+        with torch.no_grad():
+            old = torch.cat([token_log_probs(model, *row) for row in rows])
+        model.load_state_dict({**model.state_dict(), **weights})
+        new = torch.cat([token_log_probs(model, *row) for row in rows])
+        sizes = torch.tensor([len(response) for _, response in rows])
+        batch = Minibatch(new - old, advantage, torch.repeat_interleave(sizes), sizes, config.max_completion_length)
+        loss, _ = OBJECTIVES["pmd-mean"].loss(batch, Hyper(tau=config.tau, normalise=normalise))
+        model.zero_grad()
+        loss.backward()
+        assert logged[step] == pytest.approx(loss.item(), abs=2e-5)  # the log rounds
+        scale = max(value.grad.abs().max() for value in model.parameters())
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(gradient[name], value.grad, rtol=1e-5, atol=1e-5 * scale.item(), msg=name)
+        if step == 1:
+            assert batch.s.abs().max() > 1e-3, "the second step is not off-policy"
+
+
+def test_advantages_are_of_whole_groups_although_rows_are_shuffled(tiny, tmp_path):
+    seen = []
+
+    def noted(prompts, completions, **columns):
+        rewards = digits(completions)
+        seen.append((prompts, completions, rewards))
+        return rewards
+
+    run = trainer(tiny, settings(tmp_path, steps_per_generation=3, max_steps=1, log_completions=True), noted)
+    run.train()
+    [(prompts, completions, rewards)] = seen
+    assert [len(set(prompts[i : i + 4])) for i in range(0, 12, 4)] == [1, 1, 1]
+    expected = advantages(torch.tensor(rewards).view(3, 4), 0.3).flatten().tolist()
+    by_text = dict(zip(zip(prompts, completions, strict=True), expected, strict=True))
+    for batch in run._buffered_inputs:
+        for (prompt, response), got in zip(responses(batch), batch["advantages"].tolist(), strict=True):
+            texts = [tiny[1].decode(ids, skip_special_tokens=True).replace(" ", "") for ids in (prompt, response)]
+            assert got == pytest.approx(by_text[tuple(texts)], abs=1e-6)
+    assert list(run._logs["advantages"]) == pytest.approx(expected), "the table of completions has other advantages"
+
+
+def test_the_log_has_what_the_update_did_and_what_theory_predicts(tiny, tmp_path):
+    config = settings(
+        tmp_path, steps_per_generation=2, num_iterations=2, per_device_train_batch_size=6, max_steps=8, probe=2
+    )
+    kept = []
+    run = trainer(tiny, config, lambda completions, **columns: kept.append(digits(completions)) or kept[-1])
+    run.train()
+    entries = [entry for entry in run.state.log_history if "loss" in entry]
+    told = [entry for entry in entries if "pmd/lambda" in entry]
+    assert [entry["step"] for entry in told] == [4, 8]  # after the last of a batch's four updates
+    assert all("policy_loss" in entry and "entropy" in entry for entry in entries)
+    for entry, rewards in zip(told, kept, strict=True):
+        expected = predicted(torch.tensor(rewards).view(3, 4), config.tau)
+        assert {key: entry[f"pmd/{key}"] for key in expected} == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        rows = [row for batch in run._buffered_inputs for row in responses(batch)]
+        old = [
+            values[used.bool()]
+            for batch in run._buffered_inputs
+            for values, used in zip(batch["old_per_token_logps"], batch["completion_mask"], strict=True)
+        ]
+        s = torch.stack([(token_log_probs(run.model, *row) - o).sum() for row, o in zip(rows, old, strict=True)])
+    assert s.abs().max() > 1e-3
+    assert told[-1]["pmd/lambda"] == pytest.approx(-s.mean().item(), abs=1e-5)
+
+
+def test_a_run_that_was_resumed_equals_one_that_was_not(tiny, tmp_path):
+    def weights(out, resume=None, **changes):
+        run = trainer(tiny, settings(out, steps_per_generation=2, **changes))
+        run.train(resume_from_checkpoint=resume)
+        return {name: value.detach() for name, value in run.model.named_parameters()}
+
+    whole = weights(tmp_path / "whole", max_steps=4)
+    weights(tmp_path / "half", max_steps=2, save_strategy="steps", save_steps=2)
+    resumed = weights(tmp_path / "half", str(tmp_path / "half" / "checkpoint-2"), max_steps=4)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.parametrize("name", sorted(FIXED))
+def test_what_contradicts_the_objective_is_refused_in_one_line(tmp_path, name):
+    other = {"loss_type": "dapo", "importance_sampling_level": "token", "scale_rewards": "group",
+             "multi_objective_aggregation": "normalize_then_sum", "use_liger_kernel": True,
+             "use_adaptive_entropy": True}  # fmt: skip
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, must be {FIXED[name]!r}") as refusal:
+        settings(tmp_path, **{name: other.get(name, 0.5)})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tau": -1.0}, r"tau: got -1\.0, must be a finite number above 0"),
+        ({"baseline": "tilted"}, r"tau_b: got None, must be a number where baseline is 'tilted'"),
+        (
+            {"normalise": "constant", "max_completion_length": None},
+            r"max_completion_length: got None, must be a number",
+        ),
+        ({"num_generations_eval": 1}, r"num_generations_eval: got 1, must be 2 or more"),
+        ({"probe": -1}, r"probe: got -1, must be a whole number"),
+        (
+            {"use_vllm": True, "vllm_importance_sampling_mode": "token_mask"},
+            r"vllm_importance_sampling_mode: got 'token",
+        ),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([1.0, None, 0.0, 0.0], r"rewards: got \{'<lambda>': nan\} for completion 1 of the batch, must be finite"),
+        ([1.0, 0.0, 0.0, float("inf")], r"rewards: got \{'<lambda>': inf\} for completion 3 of the batch"),
+        ([1.0], r"returned 1 rewards, but 4 were expected"),  # TRL's own
+    ],
+)
+def test_a_completion_without_a_finite_reward_stops_the_run(tiny, tmp_path, rewards, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tiny, settings(tmp_path, max_steps=1), lambda completions, **columns: rewards).train()
+
+
+def test_a_config_of_grpo_and_another_version_are_refused(tiny, tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match="args: got a GRPOConfig, must be a PMDConfig"):
+        trainer(tiny, trl.GRPOConfig(str(tmp_path), bf16=False, use_cpu=True))
+    monkeypatch.setattr(trl, "__version__", "1.15.2")
+    with pytest.raises(
+        ImportError, match=r"^trl: got version 1\.15\.2, must be 1\.16\.\*: pip install 'trl==1\.16\.\*'$"
+    ):
+        importlib.reload(pmd.trl)
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
+def test_a_group_that_two_processes_share_has_one_baseline(tiny, tmp_path):
+    """Six completions a process, four a group: the second group has two on each."""
+    save_policy(*tiny, tmp_path / "model")
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    command = [sys.executable, "-m", "tests.stacks.two_processes", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    rewards = torch.tensor(first["rewards"] + second["rewards"]).view(3, 4)
+    expected = advantages(rewards, 0.3).flatten().tolist()
+    assert first["advantages"] + second["advantages"] == pytest.approx(expected, abs=1e-6)
+    assert first["prompts"][4:] + second["prompts"][:2] == [first["prompts"][4]] * 4
+    assert first["log"] == second["log"]  # what is logged is of all processes
+    assert first["log"]["pmd/lambda_theory"] == pytest.approx(predicted(rewards, 0.3)["lambda_theory"])
+
+
+def supervised(problems: list[dict], steps: int) -> tuple:
+    """A small policy after a little supervised training on the answers: its form is right, the answer often is not."""
+    model, tokenizer = policy(width=64, seed=0)
+    texts = [f"{p['prompt']}{p['ground_truth']}{tokenizer.eos_token}" for p in problems]
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for step in range(steps):
+        rows = torch.arange(128 * step, 128 * (step + 1)) % len(texts)
+        ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
+        model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, tokenizer
+
+
+def test_it_learns_the_embedded_task(tmp_path):
+    """PMD-mean raises the reward on 32 problems of two terms, of which the policy solves a sixth."""
+    problems = splits(0, {**{name: {} for name in SPLITS}, "rl": {2: 256}})["rl"]
+    model, tokenizer = supervised(problems, 110)
+    rows = Dataset.from_list([{"prompt": p["prompt"], "answer": p["ground_truth"]} for p in problems[:32]])
+
+    def exact(completions, answer, **columns) -> list[float]:
+        return [float(text.replace(" ", "") == truth) for text, truth in zip(completions, answer, strict=True)]
+
+    config = settings(
+        tmp_path, per_device_train_batch_size=128, steps_per_generation=2, num_generations=8, max_steps=40,
+        max_completion_length=4, learning_rate=3e-4, adam_beta2=0.95, tau=0.1,
+    )  # fmt: skip
+    run = PMDTrainer(model, exact, config, rows, processing_class=tokenizer)
+    run.train()
+    rewards = [entry["reward"] for entry in run.state.log_history if "reward" in entry]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.1, rewards
