@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors
+    from pmd.any_loop import loss
     from pmd.evaluators.evaluate import evaluate
     from pmd.harness.config import train_config
     from pmd.params import load as load_params
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # for type checkers and editors
     from pmd.theory.binary import binary_update, finite_sample
     from pmd.theory.population import population_update
     from pmd.trainer.loop import train
-    from pmd.trainer.loss import loss
     from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
 
 _MODULES = {
     "train": "pmd.trainer.loop",
-    "loss": "pmd.trainer.loss",
+    "loss": "pmd.any_loop",
     "OBJECTIVES": "pmd.trainer.objectives",
     "Hyper": "pmd.trainer.objectives",
     "Minibatch": "pmd.trainer.objectives",

@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pmd.trainer.loss import check, moved, regress, sequence_log_ratio
+from pmd.any_loop import check, regress, sequence_log_ratio
+from pmd.trainer.objectives import moved
 
 
 def pmd_mean(inputs: Any, tau: float, group_size: int, normalise: str = "length", max_tokens: int | None = None) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from pmd.trainer.loss import advantages, check, moved, predicted, regress, sequence_log_ratio
+from pmd.any_loop import advantages, check, predicted, regress, sequence_log_ratio
+from pmd.trainer.objectives import moved
 
 TESTED = "1.16"
 if trl.__version__.split(".")[:2] != TESTED.split("."):

@@ -20,7 +20,8 @@ import verl
 from torch import Tensor
 from verl.trainer.ppo import core_algos
 
-from pmd.trainer.loss import advantages, check, moved, regress, sequence_log_ratio
+from pmd.any_loop import advantages, check, regress, sequence_log_ratio
+from pmd.trainer.objectives import moved
 
 TESTED = "0.9"
 if verl.__version__.split(".")[:2] != TESTED.split("."):

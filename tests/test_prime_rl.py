@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pmd
 from pmd.prime_rl import pmd_mean
-from pmd.trainer.loss import moved
+from pmd.trainer.objectives import moved
 
 TAU, REWARDS = 0.3, torch.tensor([[1.0, 0.0, 0.25]])
 LENGTHS = [3, 1, 4]

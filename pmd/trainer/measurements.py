@@ -13,8 +13,7 @@ from pmd.model.distributed import gather, total
 from pmd.model.forward import frozen_log_probs
 from pmd.sampling.engine import Engine
 from pmd.theory.population import predicted_lambda
-from pmd.trainer.loss import moved
-from pmd.trainer.objectives import OBJECTIVES, Minibatch, group_mean, leave_one_out_mean
+from pmd.trainer.objectives import OBJECTIVES, Minibatch, group_mean, leave_one_out_mean, moved
 from pmd.trainer.rollouts import Rollouts
 
 

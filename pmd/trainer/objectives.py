@@ -42,24 +42,6 @@ def leave_one_out_partition(rewards: Tensor, tau: float) -> Tensor:
     return rewards - tau * (others.masked_fill(itself, -math.inf).logsumexp(2) - math.log(n - 1))
 
 
-def leave_one_out_tilted(rewards: Tensor, tau_b: float) -> Tensor:
-    """r_i − τ_b log mean_{j≠i} exp(r_j/τ_b): PMD-part at τ_b = τ, PMD-mean at τ_b = ±∞; τ_b < 0 is below the mean.
-
-    Exact for every τ_b but 0, however large: the exponents are taken from the largest one, in `expm1` form.
-    """
-    if tau_b == 0 or math.isnan(tau_b):
-        raise ValueError(f"tau_b: got {tau_b}, must be a number other than 0, or infinite")
-    if math.isinf(tau_b):
-        return leave_one_out_mean(rewards, tau_b)
-    n = rewards.shape[1]
-    itself = torch.eye(n, dtype=torch.bool, device=rewards.device)
-    others = rewards[:, None, :].expand(-1, n, -1)
-    sign = math.copysign(1, tau_b)
-    best = sign * (sign * others).masked_fill(itself, -math.inf).amax(2)
-    excess = ((others - best[:, :, None]) / tau_b).masked_fill(itself, 0).expm1().sum(2) / (n - 1)
-    return rewards - best - tau_b * excess.log1p()
-
-
 def group_mean(rewards: Tensor, tau: float) -> Tensor:
     """r_i − mean_j r_j: Kimi K1.5 and Dr. GRPO."""
     return rewards - rewards.mean(1, keepdim=True)
@@ -212,3 +194,15 @@ def keep_groups(rewards: Tensor, low: float | None, high: float | None) -> Tenso
     """Which groups of rewards [G, n] have a mean in the open interval (low, high); None is no bound: [G] bool."""
     mean = rewards.mean(1)
     return (mean > (-math.inf if low is None else low)) & (mean < (math.inf if high is None else high))
+
+
+def moved(s: Tensor) -> dict[str, float]:
+    """λ, KL(π_θ‖π_t) and χ²(π_θ‖π_t), estimated from the s [S] of responses that π_t sampled.
+
+    With ρ = exp(s), λ is estimated by −mean(s), KL by the mean of ρ s − ρ + 1 and χ² by that of (ρ − 1)²: unbiased
+    estimators, the latter two of which cannot be negative, in nats.
+    """
+    s = s.detach().cpu().double()
+    rho = s.clamp(max=300).exp()  # far from π_t exp(s) would overflow, and the log cannot hold infinity
+    values = {"lambda": -s.mean(), "kl": (rho * s - rho + 1).mean(), "chi2": ((rho - 1) ** 2).mean()}
+    return {key: value.item() for key, value in values.items()}

@@ -17,11 +17,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 import pmd.trl
+from pmd.any_loop import advantages, predicted
 from pmd.files import ROOT
 from pmd.model.from_scratch import build_policy
 from pmd.model.loading import save_policy
 from pmd.problems.arithmetic import SPLITS, SYMBOLS, splits
-from pmd.trainer.loss import advantages, predicted
 from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch
 from pmd.trl import FIXED, PMDConfig, PMDTrainer
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pmd
+from pmd.any_loop import advantages, leave_one_out_tilted, predicted, regress, sequence_log_ratio
 from pmd.files import ROOT
-from pmd.trainer.loss import advantages, moved, predicted, regress, sequence_log_ratio
-from pmd.trainer.objectives import leave_one_out_mean, leave_one_out_partition, leave_one_out_tilted
+from pmd.trainer.objectives import leave_one_out_mean, leave_one_out_partition, moved
 
 TAU = 0.3
 REWARDS = torch.tensor([[1.0, 0.0, 0.25], [0.0, 0.0, 1.0]])
