@@ -131,7 +131,7 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
     ("change", "line"),
     [
         ({"name": "b"}, "scale: got 'b', must be one of its entries: a"),
-        ({"train": {"taw": 1.0}}, r"train\.taw: got 1\.0, must be left out: the keys are method, .*"),
+        ({"train": {"taw": 1.0}}, r"scale\.a\.train\.taw: got 1\.0, must be one of .*; did you mean tau\?"),
         ({"problems": "no/such.jsonl"}, r".*no/such\.jsonl: no such problem set .*"),
         ({"sets": {"val": "no/val.jsonl"}}, r".*no/val\.jsonl: no such problem set .*"),
         ({"sets": {}}, r"scale\.a\.sets: got \{\}, must be a mapping of names to files with val among them"),
