@@ -107,6 +107,9 @@ def write_run(path, method, seed, steps=20, every=10, problems=50, accuracy=None
         "steps": steps,
         "axis": None,
         "max_tokens": 48,
+        "model_md5": "0" * 32,
+        "problems_md5": "1" * 32,
+        "history": [],
     } | changes
     if accuracy is None:
         accuracy = curve(method, seed, steps, config["minibatches"], config["tau"])

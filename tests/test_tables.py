@@ -164,12 +164,14 @@ def test_t2_counts_runs_that_never_reach_the_target():
 
 
 def test_t3_sets_ours_beside_the_papers_and_lists_only_what_a_method_reads():
-    data = experiment({"pmd-mean": [[0, 0, 0]], "grpo": [[0, 0, 0]]}, clip_low=0.2, normalise="length")
+    made_of = {"model_md5": "0" * 32, "problems_md5": "1" * 32, "history": []}
+    data = experiment({"pmd-mean": [[0, 0, 0]], "grpo": [[0, 0, 0]]}, clip_low=0.2, normalise="length", **made_of)
     wide = experiment({"pmd-mean": [[0, 0, 0]]}, axis="tau", tau=0.01)
     params = {"base": {"layers": 3, "deep": {"width": 96}}, "evaluate": {"top_p": 0.7}, "train": {"lr": 5}}
     params["tune"] = {"grids": [{"lr": [0.1, 0.2], "own": [{"clip_low": 0.1, "clip_high": 0.2}, {}]}]}
     table = tables.hyperparameters(params, joined(data, wide).runs)
     rows = table.frame.set_index("hyper-parameter")
+    assert not rows.index.str.contains("md5|history").any()
     assert rows.loc["train.tau", "ours"] == "0.05 (PMD-mean)"
     assert rows.loc["train.clip_low", "ours"] == "0.2 (GRPO)"
     assert rows.loc["train.lr", ["ours", "the paper's"]].tolist() == ["0.0001", "1e-06"]

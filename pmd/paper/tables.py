@@ -202,6 +202,7 @@ def hyperparameters(params: dict[str, Any], runs: pd.DataFrame) -> Table:
     """
     main = runs[runs.axis == "main"]
     hidden = {"run", "axis", "variant", "method", "best_step", "last_step", "threads", "device", "fingerprint"}
+    hidden |= {"model_md5", "problems_md5", "history"}  # what a run was made of, no setting
     ours = dict(_OURS)
     for key in [key for key in main.columns if key not in hidden]:
         ours[f"train.{key}"] = _setting(main, key)
