@@ -46,11 +46,11 @@ def test_no_prompt_occurs_twice_in_or_across_splits(splits):
     assert len(set(ids)) == len(ids)
 
 
-def test_longer_problems_are_in_the_ood_split_alone(splits):
+def test_longer_problems_than_in_reinforcement_learning_are_in_the_ood_split_alone(splits):
     for split, rows in splits.items():
         assert {row["difficulty"] for row in rows} == set(arithmetic.SPLITS[split])
-        assert all(row["difficulty"] > 5 for row in rows) == (split == "ood")
         assert set(rows[0]) - {"response"} == {"id", "prompt", "ground_truth", "source", "split", "difficulty"}
+    assert max(row["difficulty"] for row in splits["rl"]) < min(row["difficulty"] for row in splits["ood"])
 
 
 def test_traces_rewrite_what_remains_and_are_often_wrong(splits):
