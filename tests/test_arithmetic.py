@@ -48,7 +48,7 @@ def test_no_prompt_occurs_twice_in_or_across_splits(splits):
 
 def test_longer_problems_than_in_reinforcement_learning_are_in_the_ood_split_alone(splits):
     for split, rows in splits.items():
-        assert {row["difficulty"] for row in rows} == set(arithmetic.SPLITS[split])
+        assert {row["difficulty"] for row in rows} == set(arithmetic.merged(arithmetic.BLOCKS)[split])
         assert set(rows[0]) - {"response"} == {"id", "prompt", "ground_truth", "source", "split", "difficulty"}
     assert max(row["difficulty"] for row in splits["rl"]) < min(row["difficulty"] for row in splits["ood"])
 
@@ -113,7 +113,7 @@ HARD = {"seed": 0, "digits": 3, "terms": [2, 3, 4], "ood": [5, 6], "val": 10, "t
 @pytest.fixture(scope="module")
 def harder():
     spec = read_entry(arithmetic.Task, "tasks", {"hard": HARD}, "hard")
-    return arithmetic.splits(spec.seed, spec.quota, spec.digits)
+    return arithmetic.splits(spec.seed, list(spec.quota.items()), spec.digits)
 
 
 def test_a_harder_version_is_right_in_range_and_disjoint(harder):
@@ -163,7 +163,7 @@ def test_a_harder_version_is_written_with_its_card(tmp_path, monkeypatch):
     arithmetic.generate_harder("hard", tmp_path / "a")
     main(["problems", "harder", "hard", str(tmp_path / "b")])
     assert arithmetic.directory_hash(tmp_path / "a") == arithmetic.directory_hash(tmp_path / "b")
-    files = [tmp_path / "a" / f"{split}.jsonl" for split in arithmetic.SPLITS]
+    files = [tmp_path / "a" / f"{split}.jsonl" for split in arithmetic.merged(arithmetic.BLOCKS)]
     assert [len(read_problems(file)) for file in files] == [10, 9, 9, 30, 30]
     card = (tmp_path / "a" / "README.md").read_text()
     assert "harder hard" in card

@@ -43,12 +43,12 @@ def stopping(calls: int):
 def rows(context: Context) -> Iterator[Row]:
     """Seconds of the base, accuracy before and after, seconds by phase, and the stopped run's bits."""
     every = 4 if context.quick else 24
-    quotas = {
-        "val": {2: 20, 3: 20} if context.quick else {2: 60, 3: 140},
-        "rl": {2: 50, 3: 50} if context.quick else {2: 1000, 3: 3000},
-        "sft": {2: 100, 3: 100} if context.quick else {2: 3000, 3: 17000},
-    }
-    problems = splits(0, quotas)
+    blocks = [
+        ("val", {2: 20, 3: 20} if context.quick else {2: 60, 3: 140}),
+        ("rl", {2: 50, 3: 50} if context.quick else {2: 1000, 3: 3000}),
+        ("sft", {2: 100, 3: 100} if context.quick else {2: 3000, 3: 17000}),
+    ]
+    problems = splits(0, blocks)
     ready = {name: [{"rule": "exact"} | row for row in problems[name]] for name in ("val", "rl")}
     base = context.scratch / "base"
     spent, metrics = seconds(context.device, lambda: train_base(base_config(context), problems["sft"], base, False))

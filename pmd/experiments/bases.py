@@ -1,7 +1,7 @@
 """The committed base models, from which every run of the experiments starts (`bases/`, notebook 5).
 
-They are small enough to be in the repository, so that no conclusion hangs on how one processor rounds: `dvc repro` reads
-them and does not train them. `bases/digests.json` says what their weights are; a model that differs is refused.
+They are small enough to be in the repository, so that no conclusion hangs on how one processor rounds: `dvc repro`
+reads them and does not train them. `bases/digests.json` says what their weights are; a model that differs is refused.
 """
 
 from __future__ import annotations
@@ -42,6 +42,4 @@ def digest(weights: Path) -> str:
 
 def write_digests(numbers: list[int], folder: Path = BASES) -> None:
     """Accept the base models that lie in `folder` as they are."""
-    write_json(
-        folder / "digests.json", {str(n): digest(folder / f"base-{n}" / "model.safetensors") for n in numbers}
-    )
+    write_json(folder / "digests.json", {str(n): digest(folder / f"base-{n}" / "model.safetensors") for n in numbers})

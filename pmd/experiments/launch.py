@@ -1,7 +1,7 @@
 """Many runs side by side: each in a process of its own, as many at once as the machine has cores for.
 
-Runs work in a folder beside the stage's output, which is moved to its place when all are done, so that an interrupted
-stage goes on where it stopped. Work that other code, other data or another base model began is thrown away.
+A finished run stays where it is, so an interrupted stage goes on where it stopped, and a changed setting trains again
+only the runs that it changes. Work that other code, other data or another base model began is thrown away.
 
 The process that launches the runs loads no torch, which takes seconds; its workers do.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from pmd.files import fingerprint
+from pmd.evaluators.evaluate import Evaluate, evaluate
+from pmd.files import fingerprint, write_jsonl
 from pmd.harness.config import Train, identity
 from pmd.harness.progress import show
-from pmd.harness.run_folder import remove_other
+from pmd.harness.run_folder import difference
 from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
@@ -27,51 +28,69 @@ from pmd.scale.engines import engine_for
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its configuration, its folder below that of the stage, and further entries for its run.json."""
+    """One run: its configuration, the base model that it starts from, its folder, and what else run.json says of it."""
 
     config: Train
+    base: Path
     name: str
     tags: dict[str, Any] = field(default_factory=dict)
 
 
-def run_all(jobs: list[Job], base: Path, data: Path, sets: list[str], out: Path) -> list[dict]:
-    """Train every job from the model folder `base` on data/rl.jsonl, evaluating on data/<set>.jsonl.
+def run_all(jobs: list[Job], data: Path, final: Evaluate, out: Path) -> None:
+    """Train every job from its base model on data/rl.jsonl, below `out`; what other runs left there is removed.
 
-    The folder `out` is replaced when all runs are done. Returns their results in the order of `jobs`. The first run
-    that fails stops the others and its error is raised; finished steps are kept for the next call. ValueError or
-    FileNotFoundError before any run if a problem set is missing or empty.
+    While it trains, a run is evaluated on the first `eval_prompts` problems of each set that `final` names; at its end
+    on all of them, as `final` says, which is its final.jsonl. The first run that fails stops the others and its error
+    is raised; finished steps are kept for the next call. ValueError or FileNotFoundError before any run if a problem
+    set is missing or empty.
     """
-    for name in ("rl", *sets):
+    for name in ("rl", *final.sets):
         read_problems(data / f"{name}.jsonl", 1)
-    work = out.with_name(f"{out.name}-work")
-    mark = fingerprint(base / "model.safetensors", data)
-    jobs = [Job(job.config, job.name, {**job.tags, "fingerprint": mark}) for job in jobs]
-    for job in jobs:
-        remove_other(work / job.name, identity(job.config, job.tags))
-    first = jobs[0].config
-    with processes(min(len(jobs), workers(first.threads, first.device)), first.device) as pool:
-        futures = [pool.submit(_run, job, base, data, sets, work / job.name) for job in jobs]
-        _follow(futures, jobs, work)
-        results = [future.result() for future in futures]
-    shutil.rmtree(out, ignore_errors=True)
-    for checkpoint in work.rglob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    work.rename(out)
-    return results
+    jobs = [identified(job, data, final) for job in jobs]
+    keep = {out / job.name: identity(job.config, job.tags) for job in jobs}
+    for folder in [path.parent for path in out.rglob("run.json")]:
+        if folder not in keep or difference(folder, keep[folder]):
+            shutil.rmtree(folder)
+    todo = [job for job in jobs if not (out / job.name / "final.jsonl").exists()]
+    if not todo:
+        return
+    first = todo[0].config
+    with processes(min(len(todo), workers(first.threads, first.device)), first.device) as pool:
+        futures = [pool.submit(run_one, job, data, final, out / job.name) for job in todo]
+        _follow(futures, todo, out)
+        for future in futures:
+            future.result()
 
 
-def _run(job: Job, base: Path, data: Path, sets: list[str], out: Path) -> dict:
-    from pmd.trainer.loop import train  # only here, in the worker: the parent loads no torch
-
-    problems = read_problems(data / "rl.jsonl")
-    evaluation = {name: read_problems(data / f"{name}.jsonl", job.config.eval_prompts) for name in sets}
-    return train(job.config, base, problems, evaluation, out, engine_for(job.config), progress=False, tags=job.tags)
+def identified(job: Job, data: Path, final: Evaluate) -> Job:
+    """The job with everything among its tags that its result depends on, so that its folder can be told from others."""
+    mark = fingerprint(job.base / "model.safetensors", data)
+    return replace(job, tags={**job.tags, "final": final.model_dump(), "fingerprint": mark})
 
 
-def _follow(futures: list[Future], jobs: list[Job], work: Path) -> None:
+def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
+    """Train one job in this process, then evaluate its last policy; of its models only `last/` stays."""
+    from pmd.sampling.scoring import summarise_by_rule  # only here, in the worker: the parent loads no torch
+    from pmd.trainer.loop import train
+
+    sets = {name: read_problems(data / f"{name}.jsonl") for name in final.sets}
+    curves = {name: problems[: job.config.eval_prompts] for name, problems in sets.items()}
+    problems, engine = read_problems(data / "rl.jsonl"), engine_for(job.config)
+    result = train(job.config, job.base, problems, curves, out, engine, progress=False, tags=job.tags)
+    samples = evaluate(final, out / "last", sets)
+    rows = [
+        {"step": result["last_step"], "set": name, **summarise_by_rule(samples[samples["set"] == name], sets[name])}
+        for name in sets
+    ]
+    for folder in [out / "best", *out.glob("checkpoint-*")]:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_jsonl(out / "final.jsonl", rows)
+
+
+def _follow(futures: list[Future], jobs: list[Job], out: Path) -> None:
     """Show the progress of all runs together until all are done or one fails."""
     with tqdm(total=sum(job.config.steps for job in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5) as bar:
         pending: set[Future] = set(futures)
         while pending and not any(future.done() and future.exception() for future in futures):
             _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
-            show(bar, [(work / job.name, job.config.steps) for job in jobs])
+            show(bar, [(out / job.name, job.config.steps) for job in jobs])

@@ -26,18 +26,22 @@ from pmd.params import FileName, Settings, must, read_entry, require
 Quota = dict[str, dict[int, int]]
 """Prompts per split and difficulty: {split: {number of terms: problems}}."""
 
+Blocks = list[tuple[str, dict[int, int]]]
+"""The same in the order in which they are drawn; a split may be drawn in several blocks."""
+
 SYMBOLS = "0123456789+-="
 """The alphabet of the prompts and responses."""
 
 SOURCE = "pmd/arithmetic"
 
-SPLITS: Quota = {  # a base model has seen some problems of 6 terms; reinforcement learning sees none
-    "val": {2: 24, 3: 56, 4: 60, 5: 60},
-    "test": {2: 48, 3: 112, 4: 120, 5: 120},
-    "ood": {6: 200},
-    "rl": {2: 500, 3: 1500, 4: 2000, 5: 2000},
-    "sft": {2: 3000, 3: 18000, 4: 20000, 5: 20000, 6: 6000},
-}
+BLOCKS: Blocks = [  # a base model has seen some problems of 6 terms; reinforcement learning sees neither 6 nor 7
+    ("val", {2: 24, 3: 56, 4: 60, 5: 60}),
+    ("test", {2: 48, 3: 112, 4: 120, 5: 120}),
+    ("ood", {6: 200}),
+    ("rl", {2: 500, 3: 1500, 4: 2000, 5: 2000}),
+    ("sft", {2: 3000, 3: 18000, 4: 20000, 5: 20000, 6: 6000}),
+    ("ood", {7: 200}),
+]
 """The embedded sets. Only 10,100 problems of two terms exist, hence their small quota."""
 
 DIGITS = 2
@@ -117,7 +121,7 @@ class Task(Settings):
 
     @property
     def quota(self) -> Quota:
-        """The number of problems by split and number of terms."""
+        """The number of problems by split and number of terms, in the order in which they are drawn."""
         sizes = {"val": self.val, "test": self.test, "ood": self.test, "rl": self.rl, "sft": self.sft}
         return {split: share(size, self.ood if split == "ood" else self.terms) for split, size in sizes.items()}
 
@@ -174,16 +178,24 @@ def trace(rng: random.Random, start: int, steps: list[tuple[str, int]], digits: 
     return "=".join(lines)
 
 
-def splits(seed: int = 0, quotas: Quota = SPLITS, digits: int = DIGITS) -> dict[str, list[dict]]:
+def merged(blocks: Blocks) -> Quota:
+    """The blocks of each split together."""
+    found: Quota = {}
+    for split, quota in blocks:
+        found.setdefault(split, {}).update(quota)
+    return found
+
+
+def splits(seed: int = 0, blocks: Blocks = BLOCKS, digits: int = DIGITS) -> dict[str, list[dict]]:
     """{split: its rows}; no prompt occurs twice, within a split or in two of them.
 
     Only `random.random` is used, because its values are the same in every version of Python.
     """
     rng = random.Random(seed)
     seen: set[str] = set()
-    made = {}
-    for split, quota in quotas.items():
-        rows = []
+    made: dict[str, list[dict]] = {}
+    for split, quota in blocks:
+        rows = made.setdefault(split, [])
         for terms, count in quota.items():
             for _ in range(count):
                 start, steps = next(
@@ -202,8 +214,7 @@ def splits(seed: int = 0, quotas: Quota = SPLITS, digits: int = DIGITS) -> dict[
                 }
                 rows.append(row | {"response": trace(rng, start, steps, digits)} if split == "sft" else row)
         rng.shuffle(rows)
-        made[split] = [{"id": f"{split}-{i}", **row} for i, row in enumerate(rows)]
-    return made
+    return {split: [{"id": f"{split}-{i}", **row} for i, row in enumerate(rows)] for split, rows in made.items()}
 
 
 def card(harder: Task | None = None) -> str:
@@ -211,7 +222,7 @@ def card(harder: Task | None = None) -> str:
     of = {"title": "The embedded problem sets", "command": "generate", "pinned": "; pinned by `data.dvc`"}
     if harder:
         of = {"title": f"The embedded task, harder: {harder.name}", "command": f"harder {harder.name}", "pinned": ""}
-    quotas, digits = (harder.quota, harder.digits) if harder else (SPLITS, DIGITS)
+    quotas, digits = (harder.quota, harder.digits) if harder else (merged(BLOCKS), DIGITS)
     use = {
         "val": "choosing hyper-parameters and checkpoints",
         "test": "in-distribution test",
@@ -240,7 +251,7 @@ def directory_hash(folder: Path) -> str:
 def generate(out: str | Path, harder: Task | None = None) -> str:
     """Write the five splits of the embedded task, or of a harder version, and a card to `out`; returns its hash."""
     out = Path(out)
-    made = splits(harder.seed, harder.quota, harder.digits) if harder else splits()
+    made = splits(harder.seed, list(harder.quota.items()), harder.digits) if harder else splits()
     for split, rows in made.items():
         write_jsonl(out / f"{split}.jsonl", rows)
     write_text(out / "README.md", card(harder))
@@ -275,7 +286,7 @@ def generate_pinned(out: Path) -> str:
             f"{out}: the generator now writes {digest}, data.dvc pins {pinned}; "
             "undo the change to the generator, or accept it with `pmd problems pin`"
         )
-    return f"{out}: {_counts(SPLITS)}; hash as pinned"
+    return f"{out}: {_counts(merged(BLOCKS))}; hash as pinned"
 
 
 def generate_harder(name: str, out: Path) -> str:

@@ -1,0 +1,67 @@
+"""What the runs of the training map wrote, as three small tables from which all claims, figures and tables are made.
+
+results/<preset>/evidence/runs.parquet     a row a run: what it was, on which machine, seconds and tokens in all
+results/<preset>/evidence/steps.parquet    a row a step: the measurements of log.jsonl
+results/<preset>/evidence/evals.parquet    a row a run, evaluation and set: each problem's number of right answers
+
+They are kept in the repository, the study's with them: its figures need no training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pmd.experiments.launch import Job
+from pmd.files import atomic, read_json, read_jsonl
+
+RUN = ["run", "variant", "method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "base",
+       "seed", "cpu", "seconds", "tokens"]  # fmt: skip
+STEP = ["run", "step", "reward", "signal", "length", "truncated", "entropy", "grad_norm", "clip_fraction", "lambda",
+        "kl", "chi2", "lambda_theory", "tokens", "seconds"]  # fmt: skip
+EVAL = ["run", "step", "set", "k", "correct", "majority", "length", "truncated", "final"]
+
+
+def collect(jobs: list[Job], out: Path, cpu: str) -> dict[str, pd.DataFrame]:
+    """{"runs", "steps", "evals"}: frames with the columns RUN, STEP and EVAL, of finished runs below `out`.
+
+    cpu: the processor that they ran on. correct and majority hold a count and a 0 or 1 a problem.
+    """
+    runs, steps, evals = [], [], []
+    for job in jobs:
+        folder = out / job.name
+        seconds = {row["step"]: row["wall_s"] for row in read_jsonl(folder / "timing.jsonl")}
+        log = [row | {"run": job.name, "seconds": seconds[row["step"]]} for row in read_jsonl(folder / "log.jsonl")]
+        last = {"seconds": log[-1]["seconds"], "tokens": log[-1]["tokens"]}
+        runs.append({**read_json(folder / "run.json"), "run": job.name, "cpu": cpu, **last})
+        steps += log
+        for name in ("eval", "final"):
+            evals += [
+                row | {"run": job.name, "final": name == "final", "length": float(np.mean(row["length"]))}
+                for row in read_jsonl(folder / f"{name}.jsonl")
+            ]
+    frames = {"runs": (runs, RUN), "steps": (steps, STEP), "evals": (evals, EVAL)}
+    return {name: _compact(pd.DataFrame(rows)[columns]) for name, (rows, columns) in frames.items()}
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same in narrower types: a measurement in float32, a count of at most 255 in a byte."""
+    for column in frame:
+        if column in ("correct", "majority"):
+            frame[column] = frame[column].map(lambda counts: np.asarray(counts, dtype=np.uint8))
+        elif column in STEP[2:-2]:
+            frame[column] = frame[column].astype(np.float32)
+    return frame
+
+
+def write(frames: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Write NAME.parquet for each frame, atomically."""
+    for name, frame in frames.items():
+        atomic(folder / f"{name}.parquet", lambda path, frame=frame: write_parquet(frame, path))
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """A frame in a small file: zstd, and the same bytes for the same frame."""
+    frame.to_parquet(path, index=False, compression="zstd")
