@@ -76,17 +76,21 @@ def execute(notebook: Path, stage: str, given: dict[str, Any]) -> None:
 
 def cost(stage: str, seconds: float) -> dict[str, Any]:
     """Seconds, peak memory of the largest process [MB] and the machine of a stage."""
-    machine = {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
     return {
         "stage": stage,
         "seconds": round(seconds, 1),
         "peak_memory_mb": round(peak_memory_mb(children=True), 1),
-        "machine": machine,
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, the system and the version of Python."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
     }
 
 
