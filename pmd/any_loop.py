@@ -15,8 +15,7 @@ from pmd.theory.population import predicted_lambda
 from pmd.trainer.objectives import (
     Hyper,
     Minibatch,
-    leave_one_out_mean,
-    leave_one_out_partition,
+    leave_one_out_tilted,
     regression,
 )
 
@@ -71,27 +70,7 @@ def advantages(rewards: Tensor, tau: float, baseline: str = "mean", tau_b: float
         g, i = (~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"rewards: got {rewards[g, i].item()} in group {g}, response {i}, must be a finite number")
     rewards = rewards.double()
-    if baseline == "mean":
-        return leave_one_out_mean(rewards, tau)
-    return leave_one_out_partition(rewards, tau) if baseline == "partition" else leave_one_out_tilted(rewards, tau_b)
-
-
-def leave_one_out_tilted(rewards: Tensor, tau_b: float) -> Tensor:
-    """r_i − τ_b log mean_{j≠i} exp(r_j/τ_b): PMD-part at τ_b = τ, PMD-mean at τ_b = ±∞; τ_b < 0 is below the mean.
-
-    Exact for every τ_b but 0, however large: the exponents are taken from the largest one, in `expm1` form.
-    """
-    if tau_b == 0 or math.isnan(tau_b):
-        raise ValueError(f"tau_b: got {tau_b}, must be a number other than 0, or infinite")
-    if math.isinf(tau_b):
-        return leave_one_out_mean(rewards, tau_b)
-    n = rewards.shape[1]
-    itself = torch.eye(n, dtype=torch.bool, device=rewards.device)
-    others = rewards[:, None, :].expand(-1, n, -1)
-    sign = math.copysign(1, tau_b)
-    best = sign * (sign * others).masked_fill(itself, -math.inf).amax(2)
-    excess = ((others - best[:, :, None]) / tau_b).masked_fill(itself, 0).expm1().sum(2) / (n - 1)
-    return rewards - best - tau_b * excess.log1p()
+    return leave_one_out_tilted(rewards, {"mean": math.inf, "partition": tau, "tilted": tau_b}[baseline])
 
 
 def check(tau: float, baseline: str = "mean", tau_b: float | None = None, normalise: str = "length") -> None:
@@ -102,6 +81,8 @@ def check(tau: float, baseline: str = "mean", tau_b: float | None = None, normal
         raise ValueError(f"baseline: got {baseline!r}, must be one of {', '.join(BASELINES)}")
     if (baseline == "tilted") != (tau_b is not None):
         raise ValueError(f"tau_b: got {tau_b!r}, must be a number where baseline is 'tilted' and None elsewhere")
+    if tau_b is not None and (tau_b == 0 or math.isnan(tau_b)):
+        raise ValueError(f"tau_b: got {tau_b}, must be a number other than 0, or infinite")
     if normalise not in ("length", "constant"):
         raise ValueError(f"normalise: got {normalise!r}, must be 'length' or 'constant'")
 

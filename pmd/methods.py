@@ -24,7 +24,7 @@ _TAU, _CLIP = ("tau", "normalise"), ("clip_low", "clip_high")
 
 METHODS: dict[str, Method] = {
     "pmd-mean": Method("PMD-mean", "leave_one_out_mean", "regression", _TAU, "regress s on A/τ, baseline: the mean"),
-    "pmd-part": Method("PMD-part", "leave_one_out_partition", "regression", _TAU, "the same, baseline: τ log Z"),
+    "pmd-part": Method("PMD-part", "leave_one_out_tilted", "regression", _TAU, "the same, baseline: τ log Z"),
     "grpo": Method("GRPO", "group_standardised", "token_clip", _CLIP, "PPO's clip on the ratio of each token"),
     "grpo-unclipped": Method("GRPO, no clip", "group_standardised", "token_unclipped", (), "GRPO without the clip"),
     "gspo": Method("GSPO", "group_standardised", "sequence_clip", _CLIP, "PPO's clip on the ratio of a response"),
@@ -32,5 +32,6 @@ METHODS: dict[str, Method] = {
     "dr-grpo": Method("Dr. GRPO", "group_mean", "token_clip_constant", _CLIP, "GRPO without its length and std biases"),
     "cispo": Method("CISPO", "group_standardised", "clipped_weight", _CLIP, "policy gradient, clipped token weights"),
     "kimi": Method("Kimi K1.5", "group_mean", "regression", _TAU, "PMD-mean's loss, the mean of the whole group"),
+    "pmd-tilted": Method("PMD-tilted", "leave_one_out_tilted", "regression", (*_TAU, "tau_b"), "the same at τ_b"),
 }
 """Every method by its name in params.yaml, in the order in which tables and figures show them."""

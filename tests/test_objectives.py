@@ -37,7 +37,7 @@ def test_advantages_equal_the_obvious_loop(rewards, tau):
     cases = {
         objectives.leave_one_out_mean: lambda others, group, tau: sum(others) / len(others),
         objectives.group_mean: lambda others, group, tau: sum(group) / len(group),
-        objectives.leave_one_out_partition: lambda others, group, tau: (
+        objectives.leave_one_out_tilted: lambda others, group, tau: (
             tau * math.log(sum(math.exp(r / tau) for r in others) / len(others))
         ),
     }
@@ -60,22 +60,22 @@ def test_leave_one_out_is_the_group_mean_stretched():
 
 def test_two_rollouts_make_mean_and_partition_identical():
     r = torch.tensor([[1.0, 0.0], [0.3, 0.8]], dtype=torch.float64)
-    torch.testing.assert_close(objectives.leave_one_out_mean(r, 0.01), objectives.leave_one_out_partition(r, 0.01))
+    torch.testing.assert_close(objectives.leave_one_out_mean(r, 0.01), objectives.leave_one_out_tilted(r, 0.01))
 
 
 def test_a_lone_success_has_advantage_one_at_any_tau():
     """The reference code's clamp gives 18.4 τ here; and nothing overflows at τ = 0.001."""
     r = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64)
     for tau in (0.001, 0.05, 1.0):
-        assert objectives.leave_one_out_partition(r, tau)[0, 0].item() == pytest.approx(1.0, abs=1e-12)
+        assert objectives.leave_one_out_tilted(r, tau)[0, 0].item() == pytest.approx(1.0, abs=1e-12)
     # a failure beside the success: −τ log((e^{1/τ} + 2)/3) = −1 + τ log 3 up to e^{−1/τ}
-    assert objectives.leave_one_out_partition(r, 0.01)[0, 1].item() == pytest.approx(-1 + 0.01 * math.log(3), abs=1e-12)
+    assert objectives.leave_one_out_tilted(r, 0.01)[0, 1].item() == pytest.approx(-1 + 0.01 * math.log(3), abs=1e-12)
 
 
 def test_partition_tends_to_the_mean_as_tau_grows():
     r = torch.tensor([[1.0, 0, 0.5, 0]], dtype=torch.float64)
     torch.testing.assert_close(
-        objectives.leave_one_out_partition(r, 1e6), objectives.leave_one_out_mean(r, 1e6), atol=1e-6, rtol=0
+        objectives.leave_one_out_tilted(r, 1e6), objectives.leave_one_out_mean(r, 1e6), atol=1e-6, rtol=0
     )
 
 
@@ -218,13 +218,15 @@ def test_regression_is_minimised_where_theory_says():
 def test_a_method_reads_the_settings_that_it_says_and_no_others():
     """Each setting changed alone changes advantage or loss if and only if the method's entry lists it."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-    before = {"tau": 0.3, "clip_low": 0.1, "clip_high": 0.1, "normalise": "length"}
-    after = {"tau": 0.6, "clip_low": 0.01, "clip_high": 0.01, "normalise": "constant"}
+    before = {"tau": 0.3, "tau_b": 0.5, "clip_low": 0.1, "clip_high": 0.1, "normalise": "length"}
+    after = {"tau": 0.6, "tau_b": -0.5, "clip_low": 0.01, "clip_high": 0.01, "normalise": "constant"}
 
     def value(method: str, settings: dict) -> list[float]:
-        advantage = OBJECTIVES[method].advantage(rewards, settings["tau"])[0]
+        tau_b = settings["tau_b" if method == "pmd-tilted" else "tau"]
+        advantage = OBJECTIVES[method].advantage(rewards, tau_b)[0]
         batches = [replace(minibatch(seed)[0], advantage=advantage) for seed in range(4)]
-        return [OBJECTIVES[method].loss(batch, Hyper(**settings))[0].item() for batch in batches]
+        hyper = Hyper(**{key: value for key, value in settings.items() if key != "tau_b"})
+        return [OBJECTIVES[method].loss(batch, hyper)[0].item() for batch in batches]
 
     for method, entry in METHODS.items():
         read = {name for name in before if value(method, before) != value(method, before | {name: after[name]})}

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "trainer": {"problems", "model", "sampling", "theory", "harness"},
     "evaluators": {"problems", "model", "sampling"},
     "scale": {"problems", "model", "sampling", "harness", "trainer"},
-    "experiments": {"problems", "model", "sampling", "harness", "trainer", "scale"},
+    "experiments": {"theory", "problems", "model", "sampling", "harness", "trainer", "evaluators", "scale"},
     "paper": {"theory", "sampling", "evaluators"},
 }
 """Which rooms a room may import. Every one may import the plumbing."""

@@ -33,7 +33,7 @@ from pmd.trainer.objectives import (
     Minibatch,
     group_mean,
     leave_one_out_mean,
-    leave_one_out_partition,
+    leave_one_out_tilted,
     regression,
 )
 
@@ -384,7 +384,7 @@ def test_gradient_descent_on_the_projects_objective_reaches_the_lambert_policy()
     assert measured.chi2 == pytest.approx(prediction.chi2[0], rel=1e-8)
 
 
-@pytest.mark.parametrize("advantage", [leave_one_out_mean, leave_one_out_partition])
+@pytest.mark.parametrize("advantage", [leave_one_out_mean, leave_one_out_tilted])
 def test_at_the_sampling_policy_the_gradient_is_the_policy_gradient(advantage):
     counts = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
     rewards = torch.tensor([[0.0, 0.0, 1.0, 0.4, 0.4, 1.0]], dtype=torch.float64)
@@ -506,7 +506,7 @@ def test_large_tau_lambda_is_half_the_variance_over_tau_squared():
 def test_finite_samples_equal_the_enumeration_of_every_group(estimator, p, tau):
     """All 2^(n−1) outcomes of the other rollouts, through the advantage of the project's own objective."""
     n, log_z = 5, float(log_partition([1 - p, p], [0.0, 1.0], tau))
-    advantage = leave_one_out_mean if estimator == "mean" else leave_one_out_partition
+    advantage = leave_one_out_mean if estimator == "mean" else leave_one_out_tilted
     negative = none = gain = alive = 0.0
     for others in itertools.product([0.0, 1.0], repeat=n - 1):
         weight = p ** sum(others) * (1 - p) ** (n - 1 - sum(others))

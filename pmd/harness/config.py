@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pmd.methods import METHODS
-from pmd.params import Device, Settings, load, mapping, one_of, read, require
+from pmd.params import Device, Settings, load, mapping, must, one_of, read, require
 from pmd.sampling.engine import ENGINES
 
 DTYPES = ("float32", "bfloat16")
@@ -35,6 +35,7 @@ class Train(Settings):
 
     # --- the loss and the optimizer (AdamW) ---
     tau: float = Field(gt=0)  # [τ] the regularisation, for rewards in {0, 1}: with {−1, 1} it would be twice as large
+    tau_b: Annotated[float, must(bool, "a number other than 0")] | None = None  # [τ_b] of pmd-tilted's baseline
     clip_low: float = Field(ge=0, le=1)  # ratios are clipped below 1 − clip_low
     clip_high: float = Field(ge=0)  # and above 1 + clip_high
     normalise: Literal["length", "constant"]  # divide a response's term by its length, or by max_tokens
@@ -70,6 +71,8 @@ class Train(Settings):
             require(condition, key, getattr(self, key), allowed)
 
         check(self.prompts % self.minibatches == 0, "minibatches", f"a divisor of train.prompts = {self.prompts}")
+        tilted = "tau_b" in METHODS[self.method].uses
+        check(tilted == (self.tau_b is not None), "tau_b", "a number other than 0 for pmd-tilted and null for others")
         check(self.probe <= self.minibatches, "probe", f"in 1..train.minibatches = {self.minibatches}")
         low, high = self.filter_low, self.filter_high
         check(low is None or high is None or low < high, "filter_low", f"below train.filter_high = {high}")

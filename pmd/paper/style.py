@@ -45,6 +45,7 @@ LOOKS: dict[str, tuple[str, Any, str]] = {
     "dr-grpo": ("sky", (0, (5, 1.2, 1, 1.2, 1, 1.2)), "P"),
     "cispo": ("black", (0, (1, 2.5)), "X"),
     "kimi": ("grey", (0, (7, 2)), "<"),
+    "pmd-tilted": ("blue", (0, (2, 1)), "h"),
 }
 """The colour, line style and marker of each method of pmd/methods.py, which has their labels and their order."""
 

@@ -30,16 +30,20 @@ def leave_one_out_mean(rewards: Tensor, tau: float) -> Tensor:
     return rewards - (rewards.sum(1, keepdim=True) - rewards) / (n - 1)
 
 
-def leave_one_out_partition(rewards: Tensor, tau: float) -> Tensor:
-    """r_i − τ log mean_{j≠i} exp(r_j/τ): PMD-part, exact for every τ.
+def leave_one_out_tilted(rewards: Tensor, tau_b: float) -> Tensor:
+    """r_i − τ_b log mean_{j≠i} exp(r_j/τ_b): PMD-part at τ_b = τ, PMD-mean at τ_b = ±∞; τ_b < 0 is below the mean.
 
-    The reference code instead clamps the mean at 1e-8 of the group's maximum *including* i, so there a lone
-    success in {0, 1} has an advantage of at most 18.4 τ when τ < 0.054; here it is 1.
+    Exact for every τ_b but 0, since exponents are taken from the largest. The reference code's PMD-part clamps its mean
+    at 1e-8 of the maximum *including* i: a lone success in {0, 1} has at most 18.4 τ there for τ < 0.054, here 1.
     """
+    if math.isinf(tau_b):
+        return leave_one_out_mean(rewards, tau_b)
     n = rewards.shape[1]
-    others = (rewards / tau)[:, None, :].expand(-1, n, -1)
     itself = torch.eye(n, dtype=torch.bool, device=rewards.device)
-    return rewards - tau * (others.masked_fill(itself, -math.inf).logsumexp(2) - math.log(n - 1))
+    others = (rewards / tau_b)[:, None, :].expand(-1, n, -1)
+    best = others.masked_fill(itself, -math.inf).amax(2)
+    excess = (others - best[:, :, None]).masked_fill(itself, 0).expm1().sum(2) / (n - 1)
+    return rewards - tau_b * (best + excess.log1p())
 
 
 def group_mean(rewards: Tensor, tau: float) -> Tensor:
@@ -176,7 +180,7 @@ def clipped_weight(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Objective:
-    """A method: how rewards become advantages, what is minimised, and the settings that the two read."""
+    """A method: advantages from rewards and τ (of pmd-tilted τ_b), what is minimised, and the settings of the two."""
 
     advantage: Callable[[Tensor, float], Tensor]
     loss: Loss

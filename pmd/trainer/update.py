@@ -38,7 +38,7 @@ def learn(
 
     FloatingPointError, before any weight changes, at a minibatch whose loss or gradient is not finite.
     """
-    advantages = OBJECTIVES[config.method].advantage(rollouts.rewards.double(), config.tau).float()
+    advantages = OBJECTIVES[config.method].advantage(rollouts.rewards.double(), config.tau_b or config.tau).float()
     kept = keep_groups(rollouts.rewards, config.filter_low, config.filter_high).nonzero()[:, 0].tolist()
     minibatches = split(kept, config.minibatches)
     with clock.phase("old"):
@@ -114,11 +114,12 @@ def update(
     """
     optimizer.zero_grad(set_to_none=True)
     loss_sum, flags = 0.0, []
+    hyper = Hyper(config.tau, config.clip_low, config.clip_high, config.normalise)
     for one, before, weight in work:
         packed = one.packed
         new, _ = first.pop() if first else log_probs(model, packed, config.temperature, entropy=False)
         seen = Minibatch(new - before, one.advantage, packed.sequence, packed.lengths, config.max_tokens, whole, weight)
-        loss, clipped = OBJECTIVES[config.method].loss(seen, hyper(config))
+        loss, clipped = OBJECTIVES[config.method].loss(seen, hyper)
         share = 0 if one.idle else world()[1]  # FSDP2 averages gradients over the ranks; they must be summed
         (loss if share == 1 else share * loss).backward()
         if not one.idle:
@@ -137,11 +138,6 @@ def update(
     optimizer.step()
     fraction = float(np.float32(clips / terms)) if terms else None  # in fp32, as the mean of the flags would be
     return {"loss": loss_sum, "grad_norm": norm, "clip_fraction": fraction}
-
-
-def hyper(config: Train) -> Hyper:
-    """The loss's hyper-parameters of a run."""
-    return Hyper(config.tau, config.clip_low, config.clip_high, config.normalise)
 
 
 def importance(config: Train, rollouts: Rollouts, one: Pass, before: Tensor) -> Tensor | None:

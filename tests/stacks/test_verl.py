@@ -15,8 +15,7 @@ from verl.workers.config import ActorConfig
 from verl.workers.config.actor import PolicyLossConfig
 
 import pmd.verl
-from pmd.any_loop import leave_one_out_tilted
-from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, moved
+from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, leave_one_out_tilted, moved
 
 TAU = 0.3
 UID = np.array(["b", "a", "a", "b", "b", "a"], dtype=object)  # as verl makes them; a group need not be contiguous
