@@ -163,6 +163,25 @@ def plan(name: str, gpus: int | None, memory: float) -> None:
 
 
 @cli.command()
+@click.argument("preset")
+@click.option("--only", multiple=True, help="law, finite or train; may be repeated. All of them if not given.")
+@click.option("--seconds", type=float, help="After so many no further training run begins.")
+def experiment(preset: str, only: tuple[str, ...], seconds: float | None) -> None:
+    """Run the experiments of a preset without notebooks and DVC.
+
+    Runs whose rows are in results/PRESET/evidence already are not made again.
+
+    Example: pmd experiment study --only train --seconds 3600
+    """
+    import math
+
+    from pmd.experiments.preset import PARTS, run
+
+    for line in run(preset, only or PARTS, math.inf if seconds is None else seconds):
+        click.echo(line)
+
+
+@cli.command()
 @click.argument("name")
 @click.option("--params", "file", type=FILE, help="Another params.yaml.")
 def scale(name: str, file: Path | None) -> None:

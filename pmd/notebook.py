@@ -8,7 +8,6 @@ error here, where papermill would only warn.
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from ruamel.yaml import YAML
 
 from pmd import params
 from pmd.files import ROOT, write_json
-from pmd.processes import peak_memory_mb
+from pmd.processes import machine, peak_memory_mb
 
 SPIN = "1000"
 """How many times a thread of GNU OpenMP looks for work before it sleeps. By default it keeps looking for milliseconds;
@@ -82,25 +81,6 @@ def cost(stage: str, seconds: float) -> dict[str, Any]:
         "peak_memory_mb": round(peak_memory_mb(children=True), 1),
         "machine": machine(),
     }
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores, the system and the version of Python."""
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pmd.files import ROOT, write_text
 
 S = TypeVar("S", bound="Settings")
 
-OPEN = ("tasks", "sets", "hub_sets", "benchmark", "scale")
+OPEN = ("tasks", "train_bases", "sets", "hub_sets", "benchmark", "scale")
 """Namespaces to which a preset may add entries: whoever writes an entry chooses its name."""
 
 

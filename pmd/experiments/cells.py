@@ -32,7 +32,14 @@ Work = Callable[..., pd.DataFrame]
 
 
 def run_cells(
-    name: str, work: Work, cells: list[dict[str, Any]], problems: Path, out: Path, threads: int, bases: Path = BASES
+    name: str,
+    work: Work,
+    cells: list[dict[str, Any]],
+    problems: Path,
+    out: Path,
+    threads: int,
+    device: str,
+    bases: Path = BASES,
 ) -> pd.DataFrame:
     """The rows of all cells, in their order; a file a cell below `out`.
 
@@ -51,7 +58,7 @@ def run_cells(
     todo = [i for i, file in enumerate(files) if not file.exists()]
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=name, unit="cell", mininterval=5) as bar:
         if todo:
-            with processes(min(len(todo), workers(threads, "cpu")), "cpu") as pool:
+            with processes(min(len(todo), workers(threads, device)), device) as pool:
                 jobs = [
                     pool.submit(
                         _run,

@@ -56,6 +56,23 @@ def _compact(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def joined(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:
+    """The frames with what `folder` holds of other runs in front of them."""
+    found = {}
+    for name, frame in frames.items():
+        if (folder / f"{name}.parquet").exists():
+            known = pd.read_parquet(folder / f"{name}.parquet")
+            frame = pd.concat([known[~known["run"].isin(frame["run"])], frame], ignore_index=True)
+        found[name] = frame
+    return found
+
+
+def known_runs(folder: Path) -> set[str]:
+    """The names of the runs that `folder` holds."""
+    file = folder / "runs.parquet"
+    return set(pd.read_parquet(file, columns=["run"])["run"]) if file.exists() else set()
+
+
 def write(frames: dict[str, pd.DataFrame], folder: Path) -> None:
     """Write NAME.parquet for each frame, atomically."""
     for name, frame in frames.items():

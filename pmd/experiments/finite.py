@@ -44,6 +44,7 @@ class Finite(params.Settings):
     max_tokens: int = Field(ge=1)  # the longest response
     lr: float = Field(gt=0)  # Adam's first rate, which falls to 0
     steps: int = Field(ge=1)  # inner steps, each on the whole batch
+    device: params.Device  # cpu, cuda, cuda:1, …
     threads: int = Field(ge=1)  # CPU threads of a cell; cells run side by side
 
 
@@ -76,7 +77,7 @@ def run_finite(settings: dict[str, Any], data: Path, out: Path, bases: Path = BA
         {"base": base, "seed": seed, "n": n, "tau": tau, "tau_b": str(tau_b), **update, **fixed}
         for base, seed, n, tau, tau_b in plan
     ]
-    found = run_cells("finite", cell, untouched + updated, data / "rl.jsonl", out, finite.threads, bases)
+    found = run_cells("finite", cell, untouched + updated, data / "rl.jsonl", out, finite.threads, finite.device, bases)
     key = ["base", "seed", "set", "prompt"]
     before, after = found[found["n"] == 0], found[found["n"] > 0]
     return after.merge(before[[*key, "after"]].rename(columns={"after": "before"}), on=key, validate="many_to_one")
@@ -85,7 +86,7 @@ def run_finite(settings: dict[str, Any], data: Path, out: Path, bases: Path = BA
 def cell(
     folder: Path, base: int, seed: int, prompts: int, others: int, same_k: int, other_k: int, max_tokens: int,
     problems: Path, n: int = 0, tau: float = 1.0, tau_b: str = "inf", lr: float = 0.0, steps: int = 0,
-    normalise: str = "constant",
+    normalise: str = "constant", device: str = "cpu",
 ) -> pd.DataFrame:  # fmt: skip
     """One cell, without n the base model itself: a row for each prompt and set ("same" or "other").
 
@@ -94,7 +95,7 @@ def cell(
     """
     chosen = choose(read_problems(problems), derive(seed, base, "finite"), prompts + others)
     same, other = chosen[:prompts], chosen[prompts:]
-    model, tokenizer = load_policy(folder)
+    model, tokenizer = load_policy(folder, device)
     rates, change = np.full(prompts, np.nan), {"lambda": math.nan, "kl": math.nan, "chi2": math.nan}
     if n:
         batch = draw(model, tokenizer, same, n, max_tokens, derive(seed, base, f"finite/{n}"))

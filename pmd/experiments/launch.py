@@ -8,7 +8,9 @@ The process that launches the runs loads no torch, which takes seconds; its work
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,13 +38,13 @@ class Job:
     tags: dict[str, Any] = field(default_factory=dict)
 
 
-def run_all(jobs: list[Job], data: Path, final: Evaluate, out: Path) -> None:
+def run_all(jobs: list[Job], data: Path, final: Evaluate, out: Path, seconds: float = math.inf) -> list[Job]:
     """Train every job from its base model on data/rl.jsonl, below `out`; what other runs left there is removed.
 
     While it trains, a run is evaluated on the first `eval_prompts` problems of each set that `final` names; at its end
     on all of them, as `final` says, which is its final.jsonl. The first run that fails stops the others and its error
-    is raised; finished steps are kept for the next call. ValueError or FileNotFoundError before any run if a problem
-    set is missing or empty.
+    is raised; finished steps are kept for the next call. After so many `seconds` no further run begins. Returns the
+    jobs that are finished. ValueError or FileNotFoundError before any run if a problem set is missing or empty.
     """
     for name in ("rl", *final.sets):
         read_problems(data / f"{name}.jsonl", 1)
@@ -51,15 +53,20 @@ def run_all(jobs: list[Job], data: Path, final: Evaluate, out: Path) -> None:
     for folder in [path.parent for path in out.rglob("run.json")]:
         if folder not in keep or difference(folder, keep[folder]):
             shutil.rmtree(folder)
-    todo = [job for job in jobs if not (out / job.name / "final.jsonl").exists()]
-    if not todo:
-        return
-    first = todo[0].config
-    with processes(min(len(todo), workers(first.threads, first.device)), first.device) as pool:
-        futures = [pool.submit(run_one, job, data, final, out / job.name) for job in todo]
-        _follow(futures, todo, out)
-        for future in futures:
-            future.result()
+    todo = [job for job in jobs if not _finished(job, out)]
+    if todo:
+        first = todo[0].config
+        with processes(min(len(todo), workers(first.threads, first.device)), first.device) as pool:
+            futures = [pool.submit(run_one, job, data, final, out / job.name) for job in todo]
+            _follow(futures, todo, out, time.monotonic() + seconds)
+            for future in futures:
+                if not future.cancelled():
+                    future.result()
+    return [job for job in jobs if _finished(job, out)]
+
+
+def _finished(job: Job, out: Path) -> bool:
+    return (out / job.name / "final.jsonl").exists()
 
 
 def identified(job: Job, data: Path, final: Evaluate) -> Job:
@@ -87,10 +94,16 @@ def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
     write_jsonl(out / "final.jsonl", rows)
 
 
-def _follow(futures: list[Future], jobs: list[Job], out: Path) -> None:
-    """Show the progress of all runs together until all are done or one fails."""
+def _follow(futures: list[Future], jobs: list[Job], out: Path, until: float) -> None:
+    """Show the progress of all runs together until all are done or one fails; at `until` cancel what has not begun."""
     with tqdm(total=sum(job.config.steps for job in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5) as bar:
         pending: set[Future] = set(futures)
-        while pending and not any(future.done() and future.exception() for future in futures):
+        while pending and not any(_failed(future) for future in futures):
             _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+            if time.monotonic() > until:
+                pending = {future for future in pending if not future.cancel()}
             show(bar, [(out / job.name, job.config.steps) for job in jobs])
+
+
+def _failed(future: Future) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is not None

@@ -46,6 +46,7 @@ class Law(params.Settings):
     lr: float = Field(gt=0)  # Adam's first rate, which falls to 0
     steps: int = Field(ge=1)  # inner steps, each on the whole batch
     measure: list[int]  # after which of them s is measured; the last is measured too
+    device: params.Device  # cpu, cuda, cuda:1, …
     threads: int = Field(ge=1)  # CPU threads of a cell; cells run side by side
 
 
@@ -58,8 +59,8 @@ def run_law(
     """
     law = params.read(Law, "law", settings)
     read_problems(data / "rl.jsonl", 1)
-    axes = ("bases", "seeds", "tau", "normalise", "threads")
-    fixed = law.model_dump(exclude=set(axes)) | {"train": train, "methods": methods}
+    axes = {"bases", "seeds", "tau", "normalise", "threads", "device"}
+    fixed = law.model_dump(exclude=axes) | {"train": train | {"device": law.device}, "methods": methods}
     cells = [
         {"base": base, "seed": seed, "tau": tau, "normalise": normalise, **fixed}
         for base in law.bases
@@ -67,7 +68,7 @@ def run_law(
         for tau in law.tau
         for normalise in law.normalise
     ]
-    return run_cells("law", cell, cells, data / "rl.jsonl", out, law.threads, bases)
+    return run_cells("law", cell, cells, data / "rl.jsonl", out, law.threads, law.device, bases)
 
 
 def cell(
@@ -82,8 +83,9 @@ def cell(
     s0: what theory says of minus_mean_s, s_success and s_failure of the batch.
     """
     asked = {"prompts": prompts, "group_size": rollouts, "tau": tau, "normalise": normalise, "max_tokens": max_tokens}
+    asked |= {"dtype": "float32"}  # s is a small difference of large numbers
     config = train_config("kimi", seed, {"train": train, "methods": methods}, **asked)  # PMD-mean by the group's mean
-    policy = make_policy(config, folder, "cpu")
+    policy = make_policy(config, folder, config.device)
     chosen = choose(read_problems(problems), derive(seed, base, "law"), prompts)
     sets = {
         name: draw(policy.model, policy.tokenizer, chosen, n, max_tokens, derive(seed, base, f"law/{name}"))

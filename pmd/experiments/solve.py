@@ -58,6 +58,7 @@ def freeze(model: PreTrainedModel, rollouts: Rollouts) -> Frozen:
         [place[g, tuple(response)] for g, group in enumerate(rollouts.responses) for response in group]
     )
     packed = pack(rollouts.prompts, different, model.device)
+    which = which.to(model.device)
     return Frozen(packed, frozen_log_probs(model, packed, entropy=False)[0], which, which.bincount())
 
 
@@ -72,9 +73,8 @@ def solve(
     FloatingPointError, before the weights change, at a loss that is not finite.
     """
     packed, before, which, times = frozen
-    mean = (
-        advantage.new_zeros(len(times), dtype=torch.float64).index_add(0, which, advantage.flatten().double()) / times
-    )
+    given = advantage.flatten().double().to(which.device)
+    mean = given.new_zeros(len(times)).index_add(0, which, given) / times
     whole = (len(which), int((times * packed.lengths).sum()))
     rest = (mean.float(), packed.sequence, packed.lengths, max_tokens, whole, times.float())
     optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.9, 0.99), fused=True)
@@ -95,4 +95,4 @@ def log_ratios(model: PreTrainedModel, frozen: Frozen) -> Tensor:
     packed, before = frozen.packed, frozen.log_p
     new, _ = frozen_log_probs(model, packed, entropy=False)
     change = (new - before).double()
-    return Minibatch(change, change, packed.sequence, packed.lengths, 1).s[frozen.which]
+    return Minibatch(change, change, packed.sequence, packed.lengths, 1).s[frozen.which].cpu()

@@ -84,7 +84,7 @@ def name_of(config: Train, label: str, base: int) -> str:
 
 
 def jobs(grid: dict[str, Any], train: dict[str, Any], methods: dict[str, dict], bases: Path = BASES) -> list[Job]:
-    """Every run of the grid, one cell of all bases after another; all are checked here, before the first starts.
+    """Every run of the grid, one seed of all cells after another; all are checked here, before the first starts.
 
     A run's seed is a hundred times its base model's number plus its own, so that no two runs of a cell share prompts.
     """
@@ -93,12 +93,12 @@ def jobs(grid: dict[str, Any], train: dict[str, Any], methods: dict[str, dict], 
     models = {base: base_folder(base, bases) for base in found.bases}
     values = {"train": train, "methods": methods}
     made = []
-    for regime in regimes:
-        for label in regime.methods or found.methods:
-            method, own = variant(label)
-            for lr in regime.rates or found.rates:
-                for base in found.bases:
-                    for seed in found.seeds:
+    for seed in found.seeds:  # outermost, so that a map that is stopped has something of every cell
+        for regime in regimes:
+            for label in regime.methods or found.methods:
+                method, own = variant(label)
+                for lr in regime.rates or found.rates:
+                    for base in found.bases:
                         settings = changes(regime, train) | own | {"lr": lr}
                         config = train_config(method, 100 * base + seed, values, **settings)
                         tags = {"variant": label, "base": base}

@@ -104,6 +104,7 @@ class Task(Settings):
     test: int
     rl: int
     sft: int
+    faults: float = Field(gt=0, le=1, default=1.0)  # the probabilities of FAULTS are multiplied by this
 
     @model_validator(mode="after")
     def _fits_together(self) -> Task:
@@ -160,19 +161,21 @@ def drop_carry(total: int, sign: str, term: int, digits: int = DIGITS) -> int:
     return sum(place * (apply(total // place % 10, sign, term // place % 10) % 10) for place in places)
 
 
-def trace(rng: random.Random, start: int, steps: list[tuple[str, int]], digits: int = DIGITS) -> str:
-    """A worked answer to the problem, with the faults of FAULTS."""
+def trace(
+    rng: random.Random, start: int, steps: list[tuple[str, int]], digits: int = DIGITS, faults: float = 1.0
+) -> str:
+    """A worked answer to the problem, with the faults of FAULTS, their probabilities multiplied by `faults`."""
     total, lines, largest = start, [], 10**digits - 1
     for i, (sign, term) in enumerate(steps):
         correct = apply(total, sign, term)
         dropped = drop_carry(total, sign, term, digits)
         total = correct
-        if dropped != correct and rng.random() < FAULTS["carry"]:
+        if dropped != correct and rng.random() < faults * FAULTS["carry"]:
             total = dropped
-        elif rng.random() < FAULTS["slip"]:
+        elif rng.random() < faults * FAULTS["slip"]:
             total = min(largest, max(0, correct + (1 if rng.random() < 0.5 else -1)))
         rest = steps[i + 1 :]
-        if len(rest) > 1 and rng.random() < FAULTS["hasty"]:
+        if len(rest) > 1 and rng.random() < faults * FAULTS["hasty"]:
             return "=".join([*lines, expression(total, rest), str(int(rng.random() * (largest + 1)))])
         lines.append(expression(total, rest))
     return "=".join(lines)
@@ -186,7 +189,9 @@ def merged(blocks: Blocks) -> Quota:
     return found
 
 
-def splits(seed: int = 0, blocks: Blocks = BLOCKS, digits: int = DIGITS) -> dict[str, list[dict]]:
+def splits(
+    seed: int = 0, blocks: Blocks = BLOCKS, digits: int = DIGITS, faults: float = 1.0
+) -> dict[str, list[dict]]:
     """{split: its rows}; no prompt occurs twice, within a split or in two of them.
 
     Only `random.random` is used, because its values are the same in every version of Python.
@@ -212,7 +217,7 @@ def splits(seed: int = 0, blocks: Blocks = BLOCKS, digits: int = DIGITS) -> dict
                     "split": split,
                     "difficulty": terms,
                 }
-                rows.append(row | {"response": trace(rng, start, steps, digits)} if split == "sft" else row)
+                rows.append(row | {"response": trace(rng, start, steps, digits, faults)} if split == "sft" else row)
         rng.shuffle(rows)
     return {split: [{"id": f"{split}-{i}", **row} for i, row in enumerate(rows)] for split, rows in made.items()}
 
@@ -234,7 +239,8 @@ def card(harder: Task | None = None) -> str:
         f"| {split} | {sum(quota.values()):,} | {', '.join(f'{t} ({c:,})' for t, c in quota.items())} | {use[split]} |"
         for split, quota in quotas.items()
     ]
-    faults = ", ".join(f"{name} {probability}" for name, probability in FAULTS.items())
+    scale = harder.faults if harder else 1
+    faults = ", ".join(f"{name} {probability * scale:g}" for name, probability in FAULTS.items())
     return CARD.format(source=SOURCE, faults=faults, splits="\n".join(rows), largest=10**digits - 1, **of)
 
 
@@ -251,7 +257,7 @@ def directory_hash(folder: Path) -> str:
 def generate(out: str | Path, harder: Task | None = None) -> str:
     """Write the five splits of the embedded task, or of a harder version, and a card to `out`; returns its hash."""
     out = Path(out)
-    made = splits(harder.seed, list(harder.quota.items()), harder.digits) if harder else splits()
+    made = splits(harder.seed, list(harder.quota.items()), harder.digits, harder.faults) if harder else splits()
     for split, rows in made.items():
         write_jsonl(out / f"{split}.jsonl", rows)
     write_text(out / "README.md", card(harder))
