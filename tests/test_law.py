@@ -118,14 +118,9 @@ def test_a_stopped_experiment_goes_on_with_the_same_bits(folders, tmp_path, serv
     assert len(list(parts.glob("*.parquet"))) == 1
 
 
-def test_practice_is_the_trainers_pass_with_the_groups_mean():
-    config = train_config("kimi", 1, VALUES)
-    assert config.minibatches == 8
-
-
-@pytest.mark.parametrize("namespace", ["law"])
-def test_the_committed_settings_are_read(namespace):
-    assert params.read(Law, namespace, VALUES[namespace]).steps in VALUES[namespace]["measure"]
+def test_the_committed_settings_are_read():
+    law_settings = params.read(Law, "law", VALUES["law"])
+    assert max(law_settings.measure) < law_settings.steps
 
 
 @pytest.mark.parametrize(
