@@ -13,7 +13,6 @@ from pmd.experiments.bases import write_digests
 from pmd.experiments.law import Law, run_law, theory
 from pmd.experiments.solve import draw, freeze, log_ratios, solve
 from pmd.files import write_jsonl
-from pmd.harness.config import train_config
 from pmd.model.loading import load_policy, save_policy
 from pmd.problems.reader import read_problems
 from pmd.sampling.seeds import derive
