@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 
 import pytest
@@ -10,13 +9,13 @@ import pytest
 from pmd import params
 from pmd.evaluators.benchmark import Benchmark
 from pmd.evaluators.evaluate import Evaluate
-from pmd.experiments import ablations, tuning
-from pmd.files import ROOT, write_jsonl
+from pmd.experiments import training_map
+from pmd.files import ROOT
 from pmd.foreign_sets import formats
-from pmd.harness.config import seeds, train_config
-from pmd.model.from_scratch import Base
+from pmd.harness.config import train_config
+from pmd.methods import METHODS
+from pmd.model.from_scratch import read_bases
 from pmd.scale.entry import read_scale
-from pmd.trainer.objectives import OBJECTIVES
 
 COMMITTED = params.load()
 
@@ -26,23 +25,21 @@ def run(**changes):
 
 
 def test_the_committed_parameters_are_valid():
-    params.read(Base, "base", COMMITTED["base"])
+    assert len(read_bases(COMMITTED["base"])) >= 4
     params.read(Evaluate, "evaluate", COMMITTED["evaluate"])
     for namespace in ("sets", "hub_sets"):
         for name, entry in COMMITTED[namespace].items():
             assert formats.problem_set(name, entry).hub is None or namespace == "hub_sets"
     for name in COMMITTED["benchmark"]:
         assert params.read_entry(Benchmark, "benchmark", COMMITTED["benchmark"], name).name == name
-    for method in COMMITTED["compare"]:
-        for seed in seeds(COMMITTED["train"]):
-            assert train_config(method, seed, COMMITTED).method == method
-    assert len(seeds(COMMITTED["train"])) >= 3
+    for method in COMMITTED["methods"]:
+        assert train_config(method, 1, COMMITTED).method == method
+    assert set(COMMITTED["methods"]) == set(METHODS)
 
 
 def test_a_methods_own_entry_overrides_what_is_shared():
-    config = train_config("gspo", 5, COMMITTED | {"train": COMMITTED["train"] | {"lr": 9.0}})
-    assert config.lr == COMMITTED["methods"]["gspo"]["lr"]
-    assert (config.clip_high, config.seed) == (0.01, 5)
+    config = train_config("gspo", 5, COMMITTED | {"train": COMMITTED["train"] | {"clip_high": 9.0}})
+    assert (config.clip_high, config.seed) == (COMMITTED["methods"]["gspo"]["clip_high"], 5)
     assert run(tau=0.7).tau == 0.7
 
 
@@ -52,7 +49,7 @@ def test_a_methods_own_entry_overrides_what_is_shared():
         ({"tau": -0.1}, r"train\.tau: got -0\.1, must be > 0"),
         ({"tau": float("nan")}, r"train\.tau: got nan, must be a number"),
         ({"group_size": 1}, r"train\.group_size: got 1, must be at least 2"),
-        ({"minibatches": 5}, r"train\.minibatches: got 5, must be a divisor of train\.prompts = 32"),
+        ({"minibatches": 5}, r"train\.minibatches: got 5, must be a divisor of train\.prompts = 64"),
         ({"lr": "fast"}, r"train\.lr: got 'fast', must be a number"),
         ({"steps": 2.5}, r"train\.steps: got 2\.5, must be an integer"),
         ({"steps": True}, r"train\.steps: got True"),
@@ -123,12 +120,6 @@ def test_a_benchmark_that_names_no_entry_or_no_file_is_refused():
         params.read_entry(Benchmark, "benchmark", {"../x": entries["embedded"]}, "../x")
 
 
-@pytest.mark.parametrize("given", [[], [1, 1], ["a"], None, [-1]])
-def test_bad_seeds_are_refused(given):
-    with pytest.raises(ValueError, match=r"train\.seeds"):
-        seeds({"seeds": given})
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -147,24 +138,9 @@ def test_missing_or_empty_namespaces_are_refused_by_name():
     with pytest.raises(ValueError, match=r"train: got None, must be a mapping"):
         train_config("pmd-mean", 0, {"methods": COMMITTED["methods"]})
     with pytest.raises(ValueError, match=r"train: got None, must be a mapping"):
-        seeds(None)
+        train_config("pmd-mean", 0, {"train": None, "methods": {}})
     with pytest.raises(ValueError, match=r"benchmark: got None, must be a mapping"):
         params.read_entry(Benchmark, "benchmark", None, "x")
-
-
-@pytest.mark.parametrize(
-    ("axis", "message"),
-    [
-        (None, r"ablate\.group: got None, must be a mapping with values, methods"),
-        ({"values": [4]}, r"ablate\.group\.methods: missing"),
-        ({"values": 4, "methods": ["rloo"]}, r"ablate\.group\.values: got 4, must be a list"),
-        ({"values": [0], "methods": ["rloo"]}, r"ablate\.group\.values: got \[0\], must be numbers > 0"),
-        ({"values": [4], "methods": ["rlo"]}, r"ablate\.group\.methods: got \['rlo'\], must be one of pmd-mean"),
-    ],
-)
-def test_a_bad_axis_of_the_ablations_is_refused_by_name(axis, message):
-    with pytest.raises(ValueError, match=message):
-        ablations.jobs({"seeds": [1], "group": axis}, COMMITTED["train"], COMMITTED["methods"])
 
 
 @pytest.mark.parametrize("key", ["seed", "method", "values", "tu"])
@@ -188,7 +164,7 @@ def test_a_preset_changes_what_it_names_and_keeps_the_comments(root):
     assert after["preset"] == "smoke"
     assert after["train"]["steps"] == params.load(root / "presets" / "smoke.yaml")["train"]["steps"]
     assert after["train"]["tau"] == before["train"]["tau"]
-    assert "# the base model, trained from scratch" in (root / "params.yaml").read_text()
+    assert "# the base models of `bases/`, trained from scratch" in (root / "params.yaml").read_text()
 
 
 def test_an_unknown_preset_or_a_preset_with_an_unknown_key_is_refused(root):
@@ -216,85 +192,13 @@ def test_a_preset_may_add_sets_and_benchmarks_and_nothing_else(root):
 def test_every_preset_is_valid(root, preset):
     params.apply_preset(preset, root)
     values = params.load(root / "params.yaml")
-    params.read(Base, "base", values["base"])
+    assert read_bases(values["base"])
     params.read(Evaluate, "evaluate", values["evaluate"])
-    assert ablations.jobs(values["ablate"], values["train"], values["methods"])
+    if not values["train_bases"]:
+        assert training_map.jobs(values["grid"], values["train"], values["methods"])
     for name in values["benchmark"]:  # a preset that trains its own policies must not evaluate another's
         config = params.read_entry(Benchmark, "benchmark", values["benchmark"], name)
         for model in (config.model, config.against):
             assert not model.startswith("runs/") or model.startswith(f"runs/{values['preset']}/")
-    for method in values["compare"]:
+    for method in values["methods"]:
         train_config(method, 1, values)
-
-
-def test_ablations_keep_the_budget():
-    train = COMMITTED["train"]
-    main = run()
-    for job in ablations.jobs(COMMITTED["ablate"], train, COMMITTED["methods"]):
-        c = job.config
-        assert c.steps * c.prompts * c.group_size == main.steps * main.prompts * main.group_size
-        assert c.steps * c.minibatches == main.steps * main.minibatches
-        assert c.prompts * c.group_size // c.minibatches == main.prompts * main.group_size // main.minibatches
-    assert [ablations.sparse(steps) for steps in (1, 4, 8, 10, 40)] == [1, 1, 4, 5, 20]
-    with pytest.raises(ValueError, match=r"ablate\.stale\.values: got 7, must be a divisor of 320"):
-        ablations.changes("stale", 7, train)
-    with pytest.raises(ValueError, match=r"ablate\.depth: got"):
-        ablations.jobs({"seeds": [1], "depth": {}}, train, COMMITTED["methods"])
-
-
-def test_tuning_gives_every_method_as_many_tries_and_no_reported_seed():
-    tune, train, methods = (COMMITTED[name] for name in ("tune", "train", "methods"))
-    made = tuning.jobs(tune, train, methods)
-    assert len({j.name for j in made}) == len(made)
-    for method in methods:
-        tries = [{name: getattr(j.config, name) for name in tuning.TUNED} for j in made if j.config.method == method]
-        assert len({tuple(settings.values()) for settings in tries}) == 12
-        assert len(tries) == 12 * len(tune["seeds"])
-        own = {name for name in tuning.TUNED[:-1] if len({settings[name] for settings in tries}) > 1}
-        assert own <= OBJECTIVES[method].uses  # none is tried with what it does not read
-        assert {min(s["lr"] for s in tries), max(s["lr"] for s in tries)} == {2.0e-5, 1.6e-4}
-    with pytest.raises(ValueError, match=r"\[1\] are in both"):
-        tuning.jobs(tune | {"seeds": [1]}, train, methods)
-
-
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ({"methods": ["ppo"]}, r"tune\.grids\[1\]\.methods: got 'ppo', must be each of"),
-        ({"methods": ["pmd-mean"]}, r"tune\.grids\[1\]\.methods: got 'pmd-mean', must be each of"),
-        ({"own": [{"tau": 1.0}]}, r"tune\.grids: got \{'pmd-mean': 4, 'grpo': 2\}, must be as many tries"),
-        ({"methods": []}, r"tune\.grids: got \{'pmd-mean': 4, 'grpo': 0\}, must be as many tries"),
-        ({"own": [{"steps": 1}, {}]}, r"tune\.grids\[1\]\.own: got \['steps'\], must be mappings of tau"),
-        ({"rate": []}, r"tune\.grids\[1\]: got .* must be a mapping with methods, lr and own"),
-    ],
-)
-def test_a_bad_tuning_grid_is_refused(grid, message):
-    good = {"methods": ["pmd-mean"], "lr": [1e-5, 2e-5], "own": [{"tau": 0.5}, {"tau": 2.0}]}
-    other = good | {"methods": ["grpo"], "own": [{"clip_low": 0.1}, {"clip_low": 0.2}]}
-    methods = {"pmd-mean": {"lr": 1.0}, "grpo": {"lr": 1.0}}
-    assert len(tuning.jobs({"seeds": [101], "grids": [good, other]}, COMMITTED["train"], methods)) == 8
-    with pytest.raises(ValueError, match=message):
-        tuning.jobs({"seeds": [101], "grids": [good, other | grid]}, COMMITTED["train"], methods)
-
-
-def test_the_tuning_table_chooses_the_best_mean_and_of_equals_the_smaller(tmp_path):
-    rates = [1.0e-5, 2.0e-5]
-    grids = [
-        {"methods": ["pmd-mean"], "lr": rates, "own": [{"tau": 0.5}, {"tau": 2.0}]},
-        {"methods": ["grpo"], "lr": rates, "own": [{"clip_high": 0.28}, {"clip_high": 0.2}]},
-    ]
-    train = COMMITTED["train"] | {"steps": 4, "clip_low": 0.2}
-    made = tuning.jobs({"seeds": [101, 102], "grids": grids}, train, {"pmd-mean": {}, "grpo": {}})
-    assert len(made) == 16
-    for job in made:
-        late = 3 if (job.config.method, job.config.tau, job.config.lr) == ("pmd-mean", 2.0, 1.0e-5) else 2
-        rows = [{"set": "val", "step": step, "correct": [4 if step == 2 else late], "k": 4} for step in (2, 4)]
-        write_jsonl(tmp_path / job.name / "eval.jsonl", rows)  # the first half must not count
-    table = tuning.tuning_table(made, tmp_path)
-    chosen = table[table["chosen"]].set_index("method")
-    assert len(table) == 8
-    assert len(chosen) == 2
-    assert chosen.loc["pmd-mean", ["tau", "lr", "mean", "seed 102"]].tolist() == [2.0, 1.0e-5, 0.75, 0.75]
-    assert chosen.loc["grpo", ["clip_low", "clip_high", "lr"]].tolist() == [0.2, 0.2, 1.0e-5]
-    assert math.isnan(chosen.loc["pmd-mean", "clip_low"])
-    assert math.isnan(chosen.loc["grpo", "tau"])

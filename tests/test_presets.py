@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,20 +16,18 @@ from transformers import AutoModelForCausalLM
 
 from pmd import params
 from pmd.evaluators.evaluate import Evaluate, evaluate
-from pmd.experiments import ablations
+from pmd.experiments import preset
 from pmd.experiments.base_model import train_base
 from pmd.files import ROOT
 from pmd.foreign_sets import formats
 from pmd.harness.config import train_config
 from pmd.model.attention import PACKED
-from pmd.model.from_scratch import Base
-from pmd.model.loading import _check_architecture, load_policy
+from pmd.model.from_scratch import read_bases
+from pmd.model.loading import _check_architecture
 from pmd.problems import arithmetic
-from pmd.problems.reader import read_problems
 from pmd.scale import plan
 from pmd.scale.entry import read_scale
 from pmd.scale.plan import GIB
-from pmd.trainer import loop
 
 SCALED = {  # preset: (parameters as published with the safetensors, GPUs, GiB of one)
     "gsm8k-1.5b": (1_543_714_304, 1, 48),
@@ -100,85 +99,87 @@ def test_the_public_30b_curves_are_of_this_tau_and_as_many_steps():
 # --- the gpu pipeline ----------------------------------------------------------------------------------------------
 
 
-def test_the_gpu_preset_is_the_whole_pipeline_on_a_harder_task():
+def test_the_gpu_preset_is_the_experiments_on_longer_problems():
     found = values("gpu")
-    base, train = (
-        params.read(Base, "base", found["base"]),
-        train_config("pmd-mean", 1, found),
-    )
-    assert {base.device, train.device, params.read(Evaluate, "evaluate", found["evaluate"]).device} == {"cuda"}
+    bases, train = read_bases(found["base"]), train_config("pmd-mean", 1, found)
+    devices = {
+        part["device"] for part in (found["base"], found["train"], found["evaluate"], found["law"], found["finite"])
+    }
+    assert devices == {"cuda"}
     assert train.dtype == "bfloat16"
-    assert found["compare"] == params.load()["compare"]
-    assert found["data"] == "runs/tasks/hard"
+    assert found["data"] == "runs/tasks/long"
+    assert {number for part in ("law", "finite", "grid") for number in found[part]["bases"]} == {b.seed for b in bases}
     config, _, _, ranks = plan.entry("gpu")
     assert ranks == 1
-    assert 10_000_000 < plan.shape(config).total < 100_000_000
-    hard = params.read_entry(arithmetic.Task, "tasks", found["tasks"], "hard")
-    assert (hard.digits, hard.quota["ood"]) == (3, {6: 50, 7: 50})
-    longest = max(hard.ood)
-    worked = sum(4 * (longest - step) for step in range(1, longest))  # `123+456` and `=`: four characters a term
-    assert worked <= train.eval_max_tokens
-    assert 4 * longest + train.eval_max_tokens <= config.max_position_embeddings
+    assert 10_000_000 < plan.shape(config).total < 50_000_000
+    task = params.read_entry(arithmetic.Task, "tasks", found["tasks"], "long")
+    longest = {terms: sum(3 * (terms - step) for step in range(1, terms)) for terms in (*task.terms, *task.ood)}
+    assert [80 < longest[terms] < 300 for terms in longest] == [True] * 4  # `12+34` and `=`: three characters a term
+    assert max(longest[terms] for terms in task.terms) <= train.max_tokens
+    assert max(longest.values()) <= train.eval_max_tokens <= found["evaluate"]["max_tokens"]
+    assert 3 * max(longest) + train.eval_max_tokens <= config.max_position_embeddings
 
 
-def test_every_gpu_job_has_the_device():
-    found = values("gpu")
-    for job in ablations.jobs(found["ablate"], found["train"], found["methods"]):
-        assert (job.config.device, job.config.dtype) == ("cuda", "bfloat16")
+TINY = {
+    "train_bases": {"own": True},
+    "tasks": {"long": {"val": 8, "test": 8, "rl": 40, "sft": 400}},
+    "base": {"device": "cpu", "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 32, "steps": 4,
+             "warmup": 1, "batch": 8},
+    "law": {"device": "cpu", "prompts": 2, "rollouts": 4, "held_out": 2, "max_tokens": 12, "steps": 2, "measure": [1]},
+    "finite": {"device": "cpu", "prompts": 2, "others": 2, "same_k": 2, "other_k": 2, "max_tokens": 12, "steps": 2,
+               "tau_b": ["inf"]},
+    "train": {"device": "cpu", "steps": 2, "eval_every": 2, "prompts": 4, "group_size": 2, "minibatches": 2,
+              "eval_prompts": 2, "eval_k": 1, "max_tokens": 12, "eval_max_tokens": 12},
+    "grid": {"rates": [1.0e-4], "methods": ["pmd-mean"], "regimes": [{"minibatches": 2}]},
+    "evaluate": {"device": "cpu", "k": 2, "max_tokens": 12},
+}  # fmt: skip
+"""The gpu preset at its smallest size, on a CPU; bfloat16 products stay."""
 
 
-@pytest.fixture(scope="module")
-def hard(tmp_path_factory):
-    """The gpu preset's task with a few problems."""
-    spec = values("gpu")["tasks"]["hard"] | {"val": 8, "test": 8, "rl": 40, "sft": 400}
-    out = tmp_path_factory.mktemp("tasks") / "hard"
-    arithmetic.generate(out, params.read_entry(arithmetic.Task, "tasks", {"hard": spec}, "hard"))
-    return out
+@pytest.fixture
+def small(tmp_path):
+    """A root folder whose preset `gpu` is tiny."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    found = params.load(ROOT / "presets" / "gpu.yaml")
+    changed = {key: found[key] | change if isinstance(found.get(key), dict) else change for key, change in TINY.items()}
+    changed["tasks"] = {"long": found["tasks"]["long"] | TINY["tasks"]["long"]}
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "gpu.yaml").write_text(json.dumps(found | changed))
+    return tmp_path
 
 
-def test_the_harder_pipeline_runs_tiny_on_a_cpu(hard, tmp_path):
-    """base, train and evaluate as the gpu preset has them but for size and device; bfloat16 products stay."""
-    found = values("gpu")
-    tiny = {"device": "cpu", "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 32, "steps": 4,
-            "warmup": 1, "batch": 8, "threads": 1}  # fmt: skip
-    train_base(
-        params.read(Base, "base", found["base"] | tiny),
-        read_problems(hard / "sft.jsonl"),
-        tmp_path / "base",
-        progress=False,
-    )
-    small = {"device": "cpu", "steps": 1, "prompts": 4, "group_size": 2, "minibatches": 2, "probe": 1, "warmup": 0,
-             "eval_prompts": 2, "eval_k": 1, "max_tokens": 16, "eval_max_tokens": 16}  # fmt: skip
-    config = train_config("pmd-mean", 1, found, **small)
-    sets = {"val": read_problems(hard / "val.jsonl", 2)}
-    problems = read_problems(hard / "rl.jsonl")
-    loop.train(config, tmp_path / "base", problems, sets, tmp_path / "run", progress=False)
-    model, _ = load_policy(tmp_path / "run" / "last")
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    how = params.read(Evaluate, "evaluate", found["evaluate"] | {"device": "cpu", "k": 2, "max_tokens": 16})
-    samples = evaluate(how, tmp_path / "run" / "last", {"ood": read_problems(hard / "ood.jsonl")})
-    assert len(samples) == 16
+def test_the_gpu_experiments_run_tiny_on_a_cpu_and_go_on(small, server):
+    said = preset.run("gpu", root=small)
+    assert [line.partition(":")[0] for line in said] == ["law", "finite", "train"]
+    evidence = small / "results" / "gpu" / "evidence"
+    frames = {path.stem: pd.read_parquet(path) for path in evidence.glob("*.parquet")}
+    assert set(frames) == {"law", "finite", "runs", "steps", "evals"}
+    assert set(frames["law"]["base"]) == set(frames["finite"]["base"]) == set(frames["runs"]["base"]) == {1, 2}
+    assert frames["evals"].query("final")["set"].tolist() == ["val", "test", "ood"] * 2
+    before = {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")}
+    assert "2 of 2 runs" in preset.run("gpu", ["train"], root=small)[0]
+    assert {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")} == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_a_gpu_that_is_not_there_is_refused_before_any_work(hard, tmp_path):
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
     found = values("gpu")
     with pytest.raises(ValueError, match=r"device: got 'cuda', but PyTorch .* sees 0 CUDA devices"):
-        train_base(params.read(Base, "base", found["base"]), read_problems(hard / "sft.jsonl"), tmp_path / "base")
+        train_base(read_bases(found["base"])[0], [{"id": "a", "prompt": "1", "response": "1"}], tmp_path / "base")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"device: got 'cuda'"):
         evaluate(params.read(Evaluate, "evaluate", found["evaluate"]), tmp_path, {})
 
 
-@pytest.mark.parametrize("preset", ["default", "gpu", "paper-30b"])
-def test_dvc_reads_the_pipeline_of_a_preset(preset, tmp_path):
+@pytest.mark.parametrize("name", ["default", "gpu", "paper-30b"])
+def test_dvc_reads_the_pipeline_of_a_preset(name, tmp_path):
     """In a scratch repository: the stages there are, and where their data comes from."""
-    for name in ("dvc.yaml", "params.yaml", "data.dvc", ".dvc/config"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    for file in ("dvc.yaml", "params.yaml", "data.dvc", ".dvc/config"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    if preset != "default":
-        params.apply_preset(preset, tmp_path)
+    if name != "default":
+        params.apply_preset(name, tmp_path)
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
@@ -187,10 +188,10 @@ def test_dvc_reads_the_pipeline_of_a_preset(preset, tmp_path):
         for ask in (("stage", "list", "--name-only"), ("dag", "--dot"))
     )
     stages = listed.split()
-    assert ("tasks@hard" in stages) == (preset == "gpu")
-    assert ("hub-sets@aime25" in stages) == (preset == "paper-30b")
-    assert "train@pmd-mean" in stages
-    source = '"tasks@hard"' if preset == "gpu" else '"data.dvc"'
-    for stage in ("base", "train@pmd-mean", "evaluate", "ablations"):
+    assert ("tasks@long" in stages) == ("bases@own" in stages) == (name == "gpu")
+    assert ("hub-sets@aime25" in stages) == (name == "paper-30b")
+    source = '"tasks@long"' if name == "gpu" else '"data.dvc"'
+    for stage in ("law", "finite", "train"):
         assert f'{source} -> "{stage}";' in dag
-    assert ('"data.dvc" -> "base"' in dag) == (preset != "gpu")
+        assert (f'"bases@own" -> "{stage}";' in dag) == (name == "gpu")
+        assert f'"{stage}" -> "results";' in dag

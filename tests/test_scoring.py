@@ -96,23 +96,6 @@ def run(tiny, tmp_path, monkeypatch, server):
     return tmp_path
 
 
-def test_every_checkpoint_is_evaluated_with_the_same_seeds(run):
-    config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
-    scores = evaluate_all(config, run / "run", run / "data")
-    assert sorted(zip(scores["method"], scores["which"], scores["set"], strict=True)) == sorted(
-        (method, which, name)
-        for method, which in (("base", "last"), ("kimi", "last"), ("kimi", "best"))
-        for name in ("test", "ood")
-    )
-    frames = {path: pd.read_parquet(path) for path in (run / "run" / "evaluate").rglob("*.parquet")}
-    assert len(frames) == 3
-    first, *others = frames.values()
-    assert all(frame.equals(first) for frame in others)  # the same weights, the same seeds
-    assert len(first) == 2 * 2 * 4
-    responses = first.groupby("set")["response"].agg(tuple)
-    assert responses["test"] != responses["ood"]  # each set has its own seed
-
-
 def test_the_policy_is_evaluated_in_the_type_asked_for(run, monkeypatch):
     policies = []
     monkeypatch.setattr(loading, "load_policy", lambda *asked: policies.append(load_policy(*asked)) or policies[-1])
@@ -121,21 +104,3 @@ def test_the_policy_is_evaluated_in_the_type_asked_for(run, monkeypatch):
         config = params.read(Evaluate, "evaluate", asked | {"dtype": dtype})
         evaluate(config, run / "run" / "base", {"test": PROBLEMS})
     assert [model.dtype for model, _ in policies] == [torch.float32, torch.bfloat16]
-
-
-def test_a_checkpoint_that_is_last_and_best_is_sampled_once(run):
-    seed = run / "run" / "train" / "kimi" / "seed-1"
-    write_json(seed / "result.json", {"best_step": 4, "last_step": 4})
-    shutil.rmtree(seed / "best")  # so that sampling it would fail
-    config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 4, "max_tokens": 6})
-    scores = evaluate_all(config, run / "run", run / "data").set_index("which")
-    assert scores.loc["best", "avg"].tolist() == scores[scores["method"] == "kimi"].loc["last", "avg"].tolist()
-    last, best = (run / "run" / "evaluate" / "kimi" / "seed-1" / f"{which}.parquet" for which in ("last", "best"))
-    assert last.read_bytes() == best.read_bytes()
-
-
-def test_nothing_to_evaluate_says_what_to_run_first(run):
-    (run / "run" / "train" / "kimi" / "seed-1" / "result.json").unlink()
-    config = params.read(Evaluate, "evaluate", params.load()["evaluate"])
-    with pytest.raises(ValueError, match="no finished run to evaluate; run notebooks/2-train"):
-        evaluate_all(config, run / "run", run / "data")

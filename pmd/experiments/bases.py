@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from pmd.files import ROOT, read_json, write_json
-from pmd.model.from_scratch import Base
-from pmd.params import read, require
+from pmd.model.from_scratch import Base, read_bases
+from pmd.params import require
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
@@ -73,8 +73,7 @@ def train_bases(settings: dict[str, Any], data: Path, folder: Path) -> None:
     One process a core; a model that is finished with the same settings is kept. ValueError before any work for a bad
     setting.
     """
-    shared = {key: value for key, value in settings.items() if key != "seeds"}
-    configs = [read(Base, "base", shared | {"seed": seed}) for seed in settings["seeds"]]
+    configs = read_bases(settings)
     first = configs[0]
     with processes(min(len(configs), workers(first.threads, first.device)), first.device) as pool:
         for future in [pool.submit(_train_base, config, data, folder) for config in configs]:

@@ -95,20 +95,10 @@ def train_config(method: str, seed: int, values: dict[str, Any] | None = None, *
     methods = mapping(values, "methods")
     if method not in methods:
         raise ValueError(f"methods.{method}: missing, must be a mapping of train's keys (at least lr)")
-    shared = {key: value for key, value in mapping(values, "train").items() if key != "seeds"}
     own = mapping(methods, method, "methods.")
-    return read(Train, "train", shared | own | changes | {"method": method, "seed": seed})
-
-
-def seeds(values: dict[str, Any], key: str = "train.seeds") -> list[int]:
-    """The `seeds` of a namespace, checked: at least one, all different; key: what an error calls them."""
-    require(isinstance(values, dict), key.removesuffix(".seeds"), values, "a mapping")
-    found = values.get("seeds")
-    good = isinstance(found, list) and found and all(type(s) is int and s >= 0 for s in found)
-    require(bool(good) and len(set(found)) == len(found), key, found, "a list of different integers >= 0")
-    return found
+    return read(Train, "train", mapping(values, "train") | own | changes | {"method": method, "seed": seed})
 
 
 def identity(config: Train, tags: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says of a run: every setting, the ablation's axis (null: the main setting) and the tags."""
-    return config.model_dump() | {"axis": None} | tags
+    """What run.json says of a run: every setting and the tags."""
+    return config.model_dump() | tags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -10,11 +10,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from pmd.model.attention import PACKED
-from pmd.params import Device, Settings, require
+from pmd.params import Device, Settings, read, require
 
 
 class Base(Settings):
-    """Namespace `base` of params.yaml: the architecture of the base model and its supervised training."""
+    """A base model: its architecture and its supervised training. Namespace `base` of params.yaml is one for each of
+    its `seeds`."""
 
     # --- the architecture ---
     layers: int = Field(ge=1)
@@ -42,6 +43,16 @@ class Base(Settings):
         require(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, groups)
         require(self.warmup <= self.steps, "warmup", self.warmup, f"in 0..base.steps = {self.steps}")
         return self
+
+
+def read_bases(values: Any) -> list[Base]:
+    """Namespace `base` of params.yaml, checked: a `Base` for each of its `seeds`."""
+    require(isinstance(values, dict), "base", values, "a mapping")
+    seeds = values.get("seeds")
+    good = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
+    require(bool(good) and len(set(seeds)) == len(seeds), "base.seeds", seeds, "a list of different integers")
+    shared = {key: value for key, value in values.items() if key != "seeds"}
+    return [read(Base, "base", shared | {"seed": seed}) for seed in seeds]
 
 
 def character_tokenizer(symbols: str) -> PreTrainedTokenizerFast:

@@ -189,9 +189,7 @@ def merged(blocks: Blocks) -> Quota:
     return found
 
 
-def splits(
-    seed: int = 0, blocks: Blocks = BLOCKS, digits: int = DIGITS, faults: float = 1.0
-) -> dict[str, list[dict]]:
+def splits(seed: int = 0, blocks: Blocks = BLOCKS, digits: int = DIGITS, faults: float = 1.0) -> dict[str, list[dict]]:
     """{split: its rows}; no prompt occurs twice, within a split or in two of them.
 
     Only `random.random` is used, because its values are the same in every version of Python.

@@ -11,9 +11,9 @@ from transformers import PreTrainedConfig
 
 from pmd import params
 from pmd.files import ROOT
-from pmd.harness.config import Train, seeds, train_config
+from pmd.harness.config import Train, train_config
 from pmd.model.device import GIB, held
-from pmd.model.from_scratch import Base, build_policy
+from pmd.model.from_scratch import build_policy, read_bases
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.scale.entry import read_scale
 from pmd.scale.memory import RESERVE, Parts, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine
@@ -99,9 +99,9 @@ def entry(name: str) -> tuple[PreTrainedConfig, Train, int, int]:
     if scaled in values["scale"]:
         run, train = read_scale(values, scaled)
         return architecture(run.model), train, run.max_prompt_tokens, run.nodes * run.ranks
-    base = params.read(Base, "base", values["base"])
+    base = read_bases(values["base"])[0]
     model, _ = build_policy(SYMBOLS, base.layers, base.width, base.heads, base.kv_heads, base.feedforward, base.seed)
-    train = train_config(values["compare"][0], seeds(values["train"])[0], values)
+    train = train_config("pmd-mean", 0, values)
     return model.config, train, model.config.max_position_embeddings - train.max_tokens, 1
 
 
