@@ -161,7 +161,8 @@ def _weighted() -> Rows:
             1e-10,
         ),
         (
-            "Of two equally rewarded responses that with the smaller w, the longer, has the smaller ρ (share of exceptions)",
+            "Of two equally rewarded responses that with the smaller w, the longer, has the smaller ρ"
+            " (share of exceptions)",
             here,
             "test_a_longer_response_gets_the_smaller_ratio_whether_it_is_good_or_bad",
             float(np.mean((ratio[:, :, None] - ratio[:, None, :])[equal] >= 0)),
