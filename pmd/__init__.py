@@ -13,7 +13,7 @@ foreign_sets DAPO-Math, AIME, GSM8K, MATH-500 or your own as problem sets
 evaluators   checkpoints and benchmarks, with intervals
 experiments  the base model, ablations and tuning: many runs side by side
 scale        runs of any size: vLLM, torchrun, memory planned beforehand
-theory       the population update, its binary case and finite samples
+theory       the population update, with weights too, its binary case, finite samples once and repeatedly
 paper        figures, tables and the report
 """
 

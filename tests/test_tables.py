@@ -436,6 +436,6 @@ def test_the_report_has_verdicts_first_and_only_what_exists(tmp_path, toy):
 
 
 def test_every_caption_names_a_figure_and_claims_no_outcome():
-    assert list(report.FIGURES) == ["F1", "F2", "F3", "F4", "F5", "F5-reported", "F6", "F7", "F8"]
+    assert list(report.FIGURES) == ["F1", "F2", "F3", "F4", "F4-chain", "F5", "F5-reported", "F6", "F7", "F8"]
     for caption in report.FIGURES.values():
         assert not re.search(r"\b(outperform|better|worse|superior|beats|wins|faster)\b", caption)

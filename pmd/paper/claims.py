@@ -237,7 +237,7 @@ def _proved_claims(proofs: pd.DataFrame | None) -> list[dict]:
         {
             "claim": f"(f) Theory: {row.statement}",
             "metric": f"residual at most {row.tolerance:g}, proved by {row.proved_by.split('::')[-1]}",
-            "scope": f"population update; {row.source}",
+            "scope": f"exact theory; {row.source}",
             "effect": f"{row.residual:.1e}",
             "unit": "residual",
             "verdict": f"proved and checked to residual {row.residual:.1e}"

@@ -20,6 +20,9 @@ FIGURES = {
     "distance from 1 on a logarithmic axis, with the common rate dotted.",
     "F4": "Theory, finite samples: how often an estimated baseline turns the regulariser negative, and"
     " the spread of the next success probability, against the group size n.",
+    "F4-chain": "Theory, repeated updates from n rollouts each, exactly: the success probability p after them, median "
+    "and worst decile; the chance that p is still below one half, dotted what of it no baseline can change; the chance "
+    "that an update leaves more than 10 % of the probability to responses that no rollout showed. p never falls.",
     "F5": "Training curves of every method on the main matrix of runs: mean over seeds and, for PMD-mean and "
     "GRPO, a 95 % band (Student's t over seeds; none with one seed; the CSV has every method's). The panels are "
     "those of the reference code's 30B figure. Look at how early the curves part, whether bands overlap, and "
@@ -76,7 +79,7 @@ def build(directory: str | Path, preset: str) -> Path:
     ]
     parts.append("## Figures")
     for name, caption in FIGURES.items():
-        folder = "theory/figures" if name in ("F1", "F2", "F3", "F4") else "figures"
+        folder = "theory/figures" if name in ("F1", "F2", "F3", "F4", "F4-chain") else "figures"
         if (directory / folder / f"{name}.svg").is_file():
             links = _links(folder, name, "png", "csv")
             parts += [f"### {name}", f"![{name}]({folder}/{name}.svg)", caption, links]

@@ -1,4 +1,4 @@
-"""The figures F1 to F4 of the theory: for each a function that computes its data and one that draws them.
+"""The figures F1 to F4-chain of the theory: for each a function that computes its data and one that draws them.
 
 The first is named *_data, the second *_figure; the second returns the figure and the frame of everything plotted.
 """
@@ -19,6 +19,7 @@ from matplotlib.ticker import NullFormatter
 
 from pmd.paper.style import COLOURS, DOUBLE, SINGLE, method_style
 from pmd.theory.binary import binary_iterates, binary_update, finite_sample_summary
+from pmd.theory.chain import chain_summary
 from pmd.theory.lambert import lambert_log_ratio
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -231,6 +232,48 @@ def finite_sample_figure(data: pd.DataFrame) -> Drawn:
     panels[2, 0].set(yscale="log", ylim=10 ** np.array([np.floor(np.log10(low)), np.ceil(np.log10(high))]))
     panels[2, 0].yaxis.set_minor_formatter(NullFormatter())
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    _name_panels(panels.ravel())
+    return figure, data
+
+
+# --- F4-chain: repeated updates from finite samples -------------------------------------------------------
+
+
+def chain_data(taus: Sequence[float], sizes: Sequence[int], p0: float, steps: int) -> pd.DataFrame:
+    """`chain_summary` after `steps` updates from p0 for each estimator, τ and n."""
+    return pd.DataFrame(
+        {"method": method, "p0": p0, "steps": steps, "tau": tau, "n": n} | chain_summary(p0, tau, n, steps, estimator)
+        for method, estimator in {"pmd-mean": "mean", "pmd-part": "partition"}.items()
+        for tau in taus
+        for n in sizes
+    )
+
+
+def chain_figure(data: pd.DataFrame) -> Drawn:
+    """F4-chain against n, a column per τ: median to worst decile of p after T updates; P(p < ½); P(a surplus)."""
+    taus, sizes = sorted(data["tau"].unique()), sorted(data["n"].unique())
+    p0, steps = data["p0"].iloc[0], data["steps"].iloc[0]
+    figure, panels = plt.subplots(3, len(taus), figsize=(DOUBLE, 5.0), sharex=True, sharey="row", squeeze=False)
+    x = np.arange(len(sizes))
+    for tau, (top, middle, bottom) in zip(taus, panels.T, strict=True):
+        top.axhline(p0, **_GUIDE)
+        for method, dodge in (("pmd-part", 0.12), ("pmd-mean", -0.12)):
+            rows = data[(data["tau"] == tau) & (data["method"] == method)].sort_values("n")
+            style = method_style(method) | {"linewidth": 1.4}
+            reach = (rows["median"] - rows["worst_decile"], np.zeros(len(rows)))
+            top.errorbar(x + dodge, rows["median"], yerr=reach, **style | {"linestyle": "none"})
+            middle.plot(x + dodge, rows["unsolved"], **style)
+            bottom.plot(x + dodge, rows["surplus"], **style)
+        middle.plot(x, rows["unseen"], **_GUIDE)
+        top.set_title(rf"$\tau={tau:g}$", loc="left")
+        bottom.set_xticks(x, [f"{n}" for n in sizes])
+        bottom.set_xlabel(r"rollouts per prompt $n$")
+    labels = (f"$p_{{{steps}}}$, median\nto worst decile", f"$P(p_{{{steps}}}<1/2)$", "$P$(surplus > 10 %)")
+    for panel, label in zip(panels[:, 0], labels, strict=True):
+        panel.set(ylabel=label, ylim=(-0.04, 1.04))
+    handles = [Line2D([], [], **method_style(method)) for method in ("pmd-mean", "pmd-part")]
+    handles.append(Line2D([], [], label=f"top: $p_0={p0:g}$; middle: no success seen", **_GUIDE))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     _name_panels(panels.ravel())
     return figure, data
 

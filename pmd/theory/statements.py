@@ -1,6 +1,6 @@
 """The statements of the theory, each checked here: the largest residual over random and extreme cases.
 
-Each names the test that establishes it in tests/test_theory.py. Tables and the theory notebook show the list.
+Each names the test that establishes it. Tables and the theory notebook show the list.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ import numpy as np
 import pandas as pd
 
 from pmd.theory.binary import binary_update, finite_sample_summary
+from pmd.theory.chain import group_update
 from pmd.theory.lambert import lambert_log_ratio
-from pmd.theory.population import log_partition, population_update
+from pmd.theory.population import Temperature, divergences, log_partition, population_update
+from pmd.theory.weighted import weighted_update
+
+Rows = list[tuple[str, str, str, float, float]]
+"""(statement, source, name of its test, residual, tolerance) of each."""
 
 
-def _rows() -> list[tuple[str, str, str, float, float]]:
-    """(statement, source, name of its test, residual, tolerance) of each."""
+def _population() -> Rows:
+    """The update on the whole population: the rows that tests/test_theory.py proves."""
     rng = np.random.default_rng(0)
     probs, rewards, tau = rng.dirichlet(np.ones(16), size=500), rng.normal(size=(500, 16)), 0.3
     lam, s, _, b = population_update(probs, rewards, tau)
@@ -110,8 +115,98 @@ def _rows() -> list[tuple[str, str, str, float, float]]:
     ]
 
 
+def _weighted() -> Rows:
+    """The regression with a weight w a response: the rows that tests/test_weighted.py proves."""
+    rng = np.random.default_rng(0)
+    probs, rewards, tau = rng.dirichlet(np.ones(16), size=500), rng.normal(size=(500, 16)), 0.3
+    lengths = rng.integers(1, 2000, size=(500, 16))
+    lam, s = weighted_update(probs, rewards, 1 / lengths, tau)[:2]
+    rho = np.exp(s)
+    gradient = rewards - tau * (s + lam[:, None] * lengths * rho)
+    reverse_kl, per_length = -np.sum(probs * s, axis=1), lam * np.sum(probs * rho * lengths, axis=1)
+    scaled = weighted_update(probs, rewards, 100 / lengths, tau)
+    tilted = probs / lengths / np.sum(probs / lengths, axis=1, keepdims=True)
+    anchored = (1 + divergences(tilted, s + np.log(probs / tilted)).chi2) / np.sum(probs / lengths, axis=1)
+    levels = np.round(rewards)
+    ratio = weighted_update(probs, levels, 1 / lengths, tau).log_ratio
+    equal = (levels[:, :, None] == levels[:, None, :]) & (lengths[:, :, None] > lengths[:, None, :])
+    here = "derived here"
+    return [
+        (
+            "With weights w the update maximises E r − τ[KL + (λ/2) E ρ²/w]: the gradient is constant over responses",
+            here,
+            "test_it_maximises_the_mixed_regulariser_with_each_chi_square_weight_over_w",
+            float(np.ptp(gradient, axis=1).max()),
+            1e-10,
+        ),
+        (
+            "With weights w and b = E r, KL(π_t‖π_{t+1}) = λ E_{π_{t+1}}[1/w]",
+            here,
+            "test_the_reverse_kl_is_the_mean_of_lambda_over_w_for_the_plain_mean",
+            float(np.abs(reverse_kl / per_length - 1).max()),
+            1e-10,
+        ),
+        (
+            "E ρ²/w = (1 + χ²(π‖q))/E w with q = w π_t/E w: the χ² term pulls towards q",
+            here,
+            "test_the_penalty_is_a_chi_square_from_the_tilted_policy",
+            float(np.abs(np.sum(probs * rho**2 * lengths, axis=1) / anchored - 1).max()),
+            1e-10,
+        ),
+        (
+            "Weights c w: the same policy, and c λ in place of λ",
+            here,
+            "test_scaled_weights_scale_lambda_and_leave_the_policy",
+            float(max(np.abs(scaled.lam / (100 * lam) - 1).max(), np.abs(scaled.log_ratio - s).max())),
+            1e-10,
+        ),
+        (
+            "Of two equally rewarded responses that with the smaller w, the longer, has the smaller ρ"
+            " (share of exceptions)",
+            here,
+            "test_a_longer_response_gets_the_smaller_ratio_whether_it_is_good_or_bad",
+            float(np.mean((ratio[:, :, None] - ratio[:, None, :])[equal] >= 0)),
+            0.0,
+        ),
+    ]
+
+
+def _sampled() -> Rows:
+    """The regression on n rollouts, rewards in {0, 1}: the rows that tests/test_chain.py proves."""
+    p, n, k = np.geomspace(1e-6, 0.999, 50), 16, np.arange(17)
+    falls, wrong = [], []
+    for tau in (0.02, 0.1, 0.5, 2.0):
+        for estimator in ("mean", "partition", Temperature(3 * tau)):
+            falls.append(np.max(1 - group_update(p, tau, n, estimator).p_next / p[:, None]))
+        probs, ideal = np.stack([1 - p, p], axis=-1), tau * (n - 1) / n
+        above = k / n > log_partition(probs, np.broadcast_to([0.0, 1.0], probs.shape), ideal)[:, None]
+        wrong.append(np.mean((group_update(p, tau, n).surplus > 0) != (above & (k > 0) & (k < n))))
+    here = "derived here"
+    return [
+        (
+            "Learning from n rollouts never lowers p, whatever baseline they estimate (largest relative fall)",
+            here,
+            "test_p_never_falls_and_equal_rewards_change_nothing",
+            float(max(falls)),
+            1e-12,
+        ),
+        (
+            "The mean of n rollouts leaves a surplus of probability only where it exceeds τ log Z, τ meaning τ(n − 1)/n"
+            " (share of cases with the wrong sign)",
+            here,
+            "test_the_mean_leaves_a_surplus_only_when_it_exceeds_the_ideal_baseline",
+            float(np.mean(wrong)),
+            0.0,
+        ),
+    ]
+
+
 def checked_statements() -> pd.DataFrame:
     """One row a statement: statement, source, proved_by (a test), residual, tolerance, holds (residual ≤ tolerance)."""
-    table = pd.DataFrame(_rows(), columns=["statement", "source", "proved_by", "residual", "tolerance"])
-    table["proved_by"] = "tests/test_theory.py::" + table["proved_by"]
+    columns = ["statement", "source", "proved_by", "residual", "tolerance"]
+    groups = {"theory": _population(), "weighted": _weighted(), "chain": _sampled()}
+    tables = [pd.DataFrame(rows, columns=columns) for rows in groups.values()]
+    for name, table in zip(groups, tables, strict=True):
+        table["proved_by"] = f"tests/test_{name}.py::" + table["proved_by"]
+    table = pd.concat(tables, ignore_index=True)
     return table.assign(holds=table["residual"] <= table["tolerance"])
