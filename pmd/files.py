@@ -51,6 +51,11 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+def write_frame(path: str | Path, frame: Any) -> None:
+    """Write a pandas frame as parquet, atomically; the same frame gives the same bytes."""
+    atomic(path, lambda temporary: frame.to_parquet(temporary, index=False, compression="zstd"))
+
+
 def read_json(path: str | Path) -> Any:
     """Read one JSON value; ValueError naming the file if it is not JSON."""
     try:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from pmd.evaluators.evaluate import Evaluate
+from pmd.experiments import evidence
 from pmd.experiments.launch import Job, run_all
-from pmd.files import ROOT, fingerprint, read_json, write_json, write_jsonl
-from pmd.harness.config import identity, train_config
-from pmd.harness.run_folder import remove_other
+from pmd.files import ROOT, read_json, read_jsonl, write_jsonl
+from pmd.harness.config import train_config
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
+
+FINAL = Evaluate(sets=["val"], k=2, temperature=1.0, top_p=0.7, max_tokens=6, seed=0, device="cpu")
 
 
 @pytest.fixture
 def stage(tiny_dir, tmp_path, server):
     for name in ("rl", "val"):
         write_jsonl(tmp_path / "data" / f"{name}.jsonl", PROBLEMS)
-    jobs = [Job(config(steps=2, seed=seed), f"m/seed-{seed}", {"axis": "tau"}) for seed in (1, 2)]
-    return jobs, tiny_dir, tmp_path / "data", ["val"], tmp_path / "out"
+    jobs = [Job(config(steps=2, seed=seed), tiny_dir, f"m/seed-{seed}", TAGS) for seed in (1, 2)]
+    return jobs, tmp_path / "data", FINAL, tmp_path / "out"
+
+
+TAGS = {"variant": "pmd-mean", "base": 7}
 
 
 def config(**changes):
@@ -29,59 +34,94 @@ def config(**changes):
     return train_config("pmd-mean", seed, COMMITTED, **(SMALL | changes))
 
 
+def stamps(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("log.jsonl")}
+
+
 def test_runs_side_by_side_equal_runs_one_by_one(stage, tmp_path, monkeypatch):
     monkeypatch.setenv("PMD_WORKERS", "2")
-    results = run_all(*stage)
-    assert len(results) == 2
+    assert run_all(*stage) != []
     monkeypatch.setenv("PMD_WORKERS", "1")
-    alone = (*stage[:4], tmp_path / "alone")
-    assert run_all(*alone) == results
+    run_all(*stage[:3], tmp_path / "alone")
     for seed in (1, 2):
-        for name in ("log.jsonl", "eval.jsonl", "run.json", "last/model.safetensors"):
+        for name in ("log.jsonl", "eval.jsonl", "final.jsonl", "run.json", "last/model.safetensors"):
             path = f"m/seed-{seed}/{name}"
             assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
-    assert read_json(tmp_path / "out" / "m" / "seed-1" / "run.json")["axis"] == "tau"
-    assert not list(tmp_path.rglob("checkpoint-*"))
-    assert not (tmp_path / "out-work").exists()
+    assert read_json(tmp_path / "out" / "m" / "seed-1" / "run.json")["variant"] == "pmd-mean"
+    assert not [*tmp_path.rglob("checkpoint-*"), *tmp_path.rglob("best")]
 
 
-def test_a_failure_keeps_what_is_done_and_foreign_work_is_thrown_away(stage, tmp_path, monkeypatch):
+def test_a_run_is_evaluated_at_its_end_on_the_whole_set(stage, monkeypatch):
     monkeypatch.setenv("PMD_WORKERS", "1")
-    jobs, base, data, sets, out = stage
-    run_all(jobs[:1], base, data, sets, out)
-    mark = fingerprint(base / "model.safetensors", data)
-    work = out.with_name("out-work")
-    shutil.copytree(out / "m" / "seed-1", work / "m" / "seed-1")  # finished, by this code
-    shutil.copytree(out / "m" / "seed-1", work / "m" / "seed-2")  # another run's
-    stamp = (work / "m" / "seed-1" / "log.jsonl").stat().st_mtime_ns
-    assert read_json(work / "m" / "seed-1" / "run.json")["fingerprint"] == mark
-    run_all(jobs, base, data, sets, out)
-    assert (out / "m" / "seed-1" / "log.jsonl").stat().st_mtime_ns == stamp
-    assert read_json(out / "m" / "seed-2" / "run.json")["seed"] == 2
+    jobs, *rest, out = stage
+    run_all(jobs[:1], *rest, out)
+    (row,) = read_jsonl(out / "m" / "seed-1" / "final.jsonl")
+    assert (row["set"], row["step"], row["k"], len(row["correct"])) == ("val", 2, 2, len(PROBLEMS))
+    frames = evidence.collect(jobs[:1], out, "a processor")
+    assert frames["runs"][["run", "variant", "base", "seed", "cpu"]].values.tolist() == [
+        ["m/seed-1", "pmd-mean", 7, 1, "a processor"]
+    ]
+    assert frames["evals"]["final"].tolist().count(True) == 1
+    assert frames["evals"].query("final")["correct"].item().tolist() == row["correct"]
+    assert frames["steps"]["seconds"].tolist() == [t["wall_s"] for t in read_jsonl(out / "m/seed-1/timing.jsonl")][-2:]
 
 
-def test_work_of_another_base_model_does_not_count(tmp_path):
-    write_json(tmp_path / "a" / "run.json", identity(config(), {"fingerprint": "old"}))
-    remove_other(tmp_path / "a", identity(config(), {"fingerprint": "old"}))
-    assert (tmp_path / "a").exists()
-    remove_other(tmp_path / "a", identity(config(), {"fingerprint": "new"}))
-    assert not (tmp_path / "a").exists()
+def test_what_is_finished_stays_and_what_is_changed_or_foreign_goes(stage, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    jobs, *rest, out = stage
+    run_all(jobs, *rest, out)
+    before = stamps(out)
+    run_all(jobs, *rest, out)
+    assert stamps(out) == before
+    changed = Job(config(steps=2, seed=2, tau=0.9), jobs[1].base, jobs[1].name, TAGS)
+    run_all([jobs[0], changed], *rest, out)
+    after = stamps(out)
+    assert {path.parent.name for path in after if after[path] != before[path]} == {"seed-2"}
+    run_all(jobs[:1], *rest, out)
+    assert [path.parent.name for path in stamps(out)] == ["seed-1"]
+    (rest[0] / "rl.jsonl").write_text((rest[0] / "rl.jsonl").read_text() + "\n")  # other data
+    run_all(jobs[:1], *rest, out)
+    assert stamps(out) != {path: stamp for path, stamp in before.items() if path.parent.name == "seed-1"}
+
+
+def test_when_time_is_up_no_further_run_begins_and_the_rest_goes_on_later(stage, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    jobs, *rest, out = stage
+    jobs += [Job(config(steps=2, seed=seed), jobs[0].base, f"m/seed-{seed}", TAGS) for seed in (3, 4, 5)]
+    first = run_all(jobs, *rest, out, seconds=0.0)
+    assert len(first) < len(jobs)
+    assert [job.name for job in run_all(jobs, *rest, out)] == [job.name for job in jobs]
 
 
 def test_an_error_in_a_run_reaches_the_caller(stage, monkeypatch):
     monkeypatch.setenv("PMD_WORKERS", "1")
-    jobs, base, data, sets, out = stage
-    (base / "tokenizer.json").unlink()
+    jobs, *rest, out = stage
+    (jobs[0].base / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"not a model directory, it lacks tokenizer\.json"):
-        run_all(jobs, base, data, sets, out)
+        run_all(jobs, *rest, out)
     assert not out.exists()
 
 
 def test_a_missing_problem_set_is_found_before_any_run(stage):
-    jobs, base, data, sets, out = stage
+    jobs, data, final, out = stage
     (data / "val.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"val\.jsonl: the problem set is empty"):
-        run_all(jobs, base, data, sets, out)
+        run_all(jobs, data, final, out)
+
+
+def test_rows_join_those_of_other_runs_and_replace_their_own(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("PMD_WORKERS", "1")
+    jobs, *rest, out = stage
+    run_all(jobs, *rest, out)
+    folder = tmp_path / "evidence"
+    evidence.write(evidence.collect(jobs[:1], out, "old"), folder)
+    assert evidence.known_runs(folder) == {"m/seed-1"}
+    joined = evidence.joined(evidence.collect(jobs[1:], out, "new"), folder)
+    assert joined["runs"]["cpu"].tolist() == ["old", "new"]
+    evidence.write(joined, folder)
+    again = evidence.joined(evidence.collect(jobs[:1], out, "again"), folder)
+    assert sorted(again["runs"]["cpu"]) == ["again", "new"]
+    assert len(again["steps"]) == len(joined["steps"])
 
 
 ALONE = """
@@ -89,28 +129,29 @@ import sys
 from pathlib import Path
 
 from pmd import params
-from pmd.evaluators import evaluate
-from pmd.experiments import ablations, launch, tuning
+from pmd.evaluators.evaluate import Evaluate
+from pmd.experiments import evidence, launch, training_map
 from pmd.harness.config import train_config
-from pmd.paper import claims, figures, logs, report, tables, typeset
+from pmd.paper import report, typeset
 
 if __name__ == "__main__":  # a worker that does not fork imports this file
     base, data, out = map(Path, sys.argv[1:])
     values = params.load()
-    ablations.jobs(values["ablate"], values["train"], values["methods"])
+    training_map.jobs(values["grid"] | {"bases": [1]}, values["train"], values["methods"])
     small = {"steps": 1, "prompts": 2, "group_size": 2, "minibatches": 1, "probe": 1, "eval_k": 1, "eval_prompts": 1}
-    job = launch.Job(train_config("pmd-mean", 1, values, **small), "m/seed-1")
-    launch.run_all([job], base, data, ["val"], out)
+    job = launch.Job(train_config("pmd-mean", 1, values, **small), base, "m/seed-1", {"variant": "pmd-mean", "base": 1})
+    final = params.read(Evaluate, "evaluate", values["evaluate"] | {"sets": ["val"], "k": 1})
+    evidence.collect(launch.run_all([job], data, final, out), out, "cpu")
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the parent loaded {loaded}" if loaded else 0)
 """
 
 
-def test_the_parent_of_the_runs_loads_no_torch_and_neither_do_tables_and_tuning(stage, tmp_path):
-    _, base, data, _, out = stage
+def test_the_parent_of_the_runs_loads_no_torch(stage, tmp_path):
+    jobs, data, _, out = stage
     (tmp_path / "alone.py").write_text(ALONE)
     environment = os.environ | {"PMD_WORKERS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, tmp_path / "alone.py", base, data, out]
+    command = [sys.executable, tmp_path / "alone.py", jobs[0].base, data, out]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert (out / "m" / "seed-1" / "result.json").exists()
+    assert (out / "m" / "seed-1" / "final.jsonl").exists()

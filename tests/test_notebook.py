@@ -11,19 +11,19 @@ from pmd import notebook
 from pmd.__main__ import main
 from pmd.files import ROOT
 
-TRAIN = ROOT / "notebooks" / "2-train.ipynb"
+TRAIN = ROOT / "notebooks" / "3-training.ipynb"
 
 
 def test_declared_namespaces_are_injected_and_others_are_not():
-    values = notebook.values_for(TRAIN, {"method": "grpo"}, {"train": {"steps": 1}, "base": {}, "methods": {}})
-    assert values == {"train": {"steps": 1}, "methods": {}, "method": "grpo"}
+    values = notebook.values_for(TRAIN, {"data": "mine"}, {"train": {"steps": 1}, "base": {}, "methods": {}})
+    assert values == {"train": {"steps": 1}, "methods": {}, "data": "mine"}
 
 
 def test_a_parameter_that_papermill_would_ignore_is_an_error():
     with pytest.raises(
-        ValueError, match=r"2-train\.ipynb -p metod: got 'grpo', must be one of its parameters: .*method"
+        ValueError, match=r"3-training\.ipynb -p metods: got 'grpo', must be one of its parameters: .*methods"
     ):
-        notebook.values_for(TRAIN, {"metod": "grpo"}, {})
+        notebook.values_for(TRAIN, {"metods": "grpo"}, {})
 
 
 def test_arguments_are_yaml():

@@ -137,8 +137,6 @@ def test_a_namespace_that_is_no_mapping_is_refused_by_name(changes, message):
 def test_missing_or_empty_namespaces_are_refused_by_name():
     with pytest.raises(ValueError, match=r"train: got None, must be a mapping"):
         train_config("pmd-mean", 0, {"methods": COMMITTED["methods"]})
-    with pytest.raises(ValueError, match=r"train: got None, must be a mapping"):
-        train_config("pmd-mean", 0, {"train": None, "methods": {}})
     with pytest.raises(ValueError, match=r"benchmark: got None, must be a mapping"):
         params.read_entry(Benchmark, "benchmark", None, "x")
 

@@ -1,4 +1,4 @@
-"""dvc.yaml: stages depend on what they read, write where nothing else does, and hold what tuning chose."""
+"""dvc.yaml: stages depend on what they read and write where nothing else does; which room imports which."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import ast
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
 import pmd
-from pmd import params
-from pmd.experiments import tuning
 from pmd.files import ROOT
-from pmd.harness.config import train_config
-from pmd.paper.style import method_style
 
 STAGES = {
     name: stage.get("do", stage)  # of a foreach stage the template
     for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
-NOTEBOOKS = {"theory": "0-theory", "base": "1-base", "train": "2-train", "evaluate": "3-evaluate",
-             "ablations": "4-ablations", "figures": "5-figures", "tables": "6-tables",
-             "benchmark": "8-benchmark", "scale": "9-scale"}  # fmt: skip
+NOTEBOOKS = {"theory": "0-theory", "law": "1-law", "finite": "2-finite-samples", "train": "3-training",
+             "results": "4-results", "bases": "5-bases", "benchmark": "6-benchmark", "scale": "7-scale"}  # fmt: skip
 PLUMBING = {"__init__", "__main__", "files", "params", "processes", "notebook"}
 """Files beside the rooms, read by nearly all, without a say in their numbers: a change there retrains nothing."""
 
-LOOKS = {"paper/style.py"}
+LOOKS = {"paper/style.py", "paper/law_figures.py", "paper/finite_figures.py"}
 """How a notebook's own pictures look: no file that a stage of training writes depends on it."""
 
 MAY_IMPORT = {
@@ -90,9 +84,7 @@ def missed(stage: str, read: set[str]) -> set[str]:
 def test_a_stage_depends_on_the_code_it_reads(stage, name):
     assert f"notebooks/{name}.ipynb" in STAGES[stage]["deps"]
     # the paper's own stages never sample with vLLM, which alone the trainer would read there
-    assert {Path(path).parts[0] for path in missed(stage, closure(name))} <= (
-        {"scale"} if stage in ("train", "ablations") else set()
-    )
+    assert {Path(path).parts[0] for path in missed(stage, closure(name))} <= ({"scale"} if stage == "train" else set())
 
 
 @pytest.mark.parametrize("stage", ["sets", "hub-sets"])
@@ -144,7 +136,7 @@ def test_the_paper_depends_on_no_scale_and_no_foreign_sets_and_its_pictures_retr
     code = {name: {dep for dep in stage["deps"] if dep.startswith("pmd/")} for name, stage in STAGES.items()}
     assert {name for name in code if code[name] & {"pmd/scale", "pmd/evaluators"}} == {"benchmark", "scale"}
     assert {name for name in code if "pmd/foreign_sets" in code[name]} == {"sets", "hub-sets"}
-    assert {name for name in code if "pmd/paper" in code[name]} == {"theory", "figures", "tables"}
+    assert {name for name in code if "pmd/paper" in code[name]} == {"theory", "results"}
     assert STAGES["benchmark"]["params"] == ["benchmark.${key}"]
 
 
@@ -155,30 +147,3 @@ def test_no_stage_depends_on_an_executed_notebook_and_none_writes_into_data():
         ]
         assert not [dep for dep in stage["deps"] if dep.startswith("runs/") and "notebooks" in dep]
         assert not [out for out in outs if out.startswith("data/") or "notebooks" in out]
-
-
-def test_metrics_of_the_policies_are_rows_of_one_table():
-    results = ROOT / "results" / "default"
-    found = {path.stem: json.loads(path.read_text()) for path in (results / "metrics" / "policies").glob("*.json")}
-    assert set(found) == {"base", *params.load()["compare"]}
-    names = {f"{part}_{metric}@32" for part in ("overall", "test", "ood") for metric in ("avg", "best", "maj")}
-    assert all(set(row) == names for row in found.values())
-    table = pd.read_csv(results / "tables" / "T1.csv").query("checkpoint == 'last'").set_index(["method", "set"])
-    for name, row in found.items():
-        label = "base model" if name == "base" else method_style(name)["label"]
-        for part in ("overall", "test", "ood"):
-            assert row[f"{part}_avg@32"] == pytest.approx(table.loc[(label, part), "avg@32"] / 100, abs=1e-6)
-
-
-def test_train_reruns_only_for_its_own_method():
-    assert STAGES["train"]["params"] == ["train", "methods.${item.method}"]
-    assert STAGES["train"]["matrix"] == {"method": "${compare}"}
-
-
-def test_the_committed_settings_are_what_tuning_chose():
-    chosen = pd.read_csv(ROOT / "results" / "tuning" / "tuning.csv").query("chosen").set_index("method")
-    values = params.load()
-    assert set(chosen.index) == set(values["methods"])
-    for method, row in chosen[list(tuning.TUNED)].iterrows():
-        used = train_config(method, 1, values)
-        assert {name: getattr(used, name) for name in row.dropna().index} == row.dropna().to_dict()

@@ -102,10 +102,7 @@ def test_the_public_30b_curves_are_of_this_tau_and_as_many_steps():
 def test_the_gpu_preset_is_the_experiments_on_longer_problems():
     found = values("gpu")
     bases, train = read_bases(found["base"]), train_config("pmd-mean", 1, found)
-    devices = {
-        part["device"] for part in (found["base"], found["train"], found["evaluate"], found["law"], found["finite"])
-    }
-    assert devices == {"cuda"}
+    assert {found[part]["device"] for part in ("base", "train", "evaluate", "law", "finite")} == {"cuda"}
     assert train.dtype == "bfloat16"
     assert found["data"] == "runs/tasks/long"
     assert {number for part in ("law", "finite", "grid") for number in found[part]["bases"]} == {b.seed for b in bases}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-
-import pandas as pd
 import pytest
 import torch
 
 from pmd import params
-from pmd.evaluators.evaluate import Evaluate, evaluate, evaluate_all
+from pmd.evaluators.evaluate import Evaluate, evaluate
 from pmd.files import write_json, write_jsonl
 from pmd.model import loading
 from pmd.model.loading import load_policy, save_policy

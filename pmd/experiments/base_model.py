@@ -52,7 +52,14 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     use_threads(config.threads)
     torch.manual_seed(derive(config.seed, 0, "sft"))
     model, tokenizer = build_policy(
-        SYMBOLS, config.layers, config.width, config.heads, config.kv_heads, config.feedforward, config.seed
+        SYMBOLS,
+        config.layers,
+        config.width,
+        config.heads,
+        config.kv_heads,
+        config.feedforward,
+        config.seed,
+        config.positions,
     )
     model.to(config.device)
     model.compute_dtype = getattr(torch, config.dtype)

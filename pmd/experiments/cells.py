@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import as_completed
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pmd.experiments.bases import BASES, base_folder
-from pmd.experiments.evidence import write_parquet
-from pmd.files import ROOT, atomic, digest, fingerprint
+from pmd.files import ROOT, digest, fingerprint, write_frame
 from pmd.model.threads import use_threads
 from pmd.processes import processes, workers
 from pmd.sampling.seeds import prompt_order
@@ -77,7 +75,7 @@ def run_cells(
 
 def _run(work: Work, settings: dict[str, Any], file: Path, threads: int) -> None:
     use_threads(threads)
-    atomic(file, partial(write_parquet, work(**settings)))
+    write_frame(file, work(**settings))
 
 
 def choose(problems: list[dict], seed: int, count: int) -> list[dict]:

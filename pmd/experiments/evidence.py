@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pmd.experiments.launch import Job
-from pmd.files import atomic, read_json, read_jsonl
+from pmd.files import read_json, read_jsonl, write_frame
 
 RUN = ["run", "variant", "method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "base",
        "seed", "cpu", "seconds", "tokens"]  # fmt: skip
@@ -74,11 +74,6 @@ def known_runs(folder: Path) -> set[str]:
 
 
 def write(frames: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write NAME.parquet for each frame, atomically."""
+    """Write NAME.parquet for each frame."""
     for name, frame in frames.items():
-        atomic(folder / f"{name}.parquet", lambda path, frame=frame: write_parquet(frame, path))
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """A frame in a small file: zstd, and the same bytes for the same frame."""
-    frame.to_parquet(path, index=False, compression="zstd")
+        write_frame(folder / f"{name}.parquet", frame)

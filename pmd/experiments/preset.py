@@ -16,7 +16,8 @@ from typing import Any
 from pmd import params
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import evidence, finite, launch, law, training_map
-from pmd.experiments.bases import train_bases, write_digests
+from pmd.experiments.bases import write_digests
+from pmd.experiments.train_bases import train_bases
 from pmd.files import ROOT
 from pmd.problems.arithmetic import Task, generate
 from pmd.processes import machine

@@ -23,6 +23,7 @@ class Base(Settings):
     heads: int = Field(ge=1)  # of queries; they divide the width
     kv_heads: int = Field(ge=1)  # of keys and values; each serves as many query heads as the others
     feedforward: int = Field(ge=1)  # width of the gated block
+    positions: int = Field(ge=1, default=256)  # tokens of the longest prompt and response together
 
     # --- the training ---
     seed: int = Field(ge=0)  # of the initial weights and of the order of the traces
@@ -71,7 +72,7 @@ def character_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
 
 
 def build_policy(
-    symbols: str, layers: int, width: int, heads: int, kv_heads: int, feedforward: int, seed: int
+    symbols: str, layers: int, width: int, heads: int, kv_heads: int, feedforward: int, seed: int, positions: int = 256
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A Qwen2-architecture causal LM with random fp32 weights, on the CPU, and the character tokenizer of `symbols`.
 
@@ -85,7 +86,7 @@ def build_policy(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         intermediate_size=feedforward,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

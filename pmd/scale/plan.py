@@ -100,7 +100,9 @@ def entry(name: str) -> tuple[PreTrainedConfig, Train, int, int]:
         run, train = read_scale(values, scaled)
         return architecture(run.model), train, run.max_prompt_tokens, run.nodes * run.ranks
     base = read_bases(values["base"])[0]
-    model, _ = build_policy(SYMBOLS, base.layers, base.width, base.heads, base.kv_heads, base.feedforward, base.seed)
+    model, _ = build_policy(
+        SYMBOLS, base.layers, base.width, base.heads, base.kv_heads, base.feedforward, base.seed, base.positions
+    )
     train = train_config("pmd-mean", 0, values)
     return model.config, train, model.config.max_position_embeddings - train.max_tokens, 1
 
