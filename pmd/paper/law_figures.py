@@ -97,9 +97,7 @@ def _errors(axis: Axes, mine: pd.DataFrame) -> pd.DataFrame:
             axis.plot([0.6] * len(practice), practice["y"], marker, color=colour, markersize=4, markerfacecolor="white")
             plotted.append(table.rename(columns={"step": "x"}).assign(panel="errors", quantity=quantity))
     steps = [step for step in sorted(mine.loc[mine["how"] == "solved", "step"].unique()) if step > 1]
-    axis.set(
-        xscale="log", yscale="log", xlabel="inner steps", ylabel="mean distance [nats]"
-    )
+    axis.set(xscale="log", yscale="log", xlabel="inner steps", ylabel="mean distance [nats]")
     axis.set_xticks([0.6, *steps], ["one\npass", *(f"{step}" for step in steps)], minor=False)
     axis.set_xticks([], minor=True)
     return pd.concat(plotted, ignore_index=True)
