@@ -39,7 +39,8 @@ def law(frame: pd.DataFrame, normalise: str = "constant") -> tuple[Figure, pd.Da
     plotted = []
     for row, tau in zip(axes, taus, strict=True):
         mine = rows[rows["tau"] == tau]
-        last = mine[(mine["how"] == "solved") & (mine["set"] == "batch") & (mine["step"] == mine["step"].max())]
+        solved = mine[(mine["how"] == "solved") & (mine["set"] == "batch")]
+        last = solved[solved["step"] == solved["step"].max()]
         plotted += [_ratios(row[0], last, tau), _lambda(row[1], last), _errors(row[2], mine)]
         row[0].set_ylabel(f"τ = {tau:g}\n$s$ [nats]")
     for axis, title in zip(axes[0], TITLES, strict=True):
