@@ -33,7 +33,7 @@ class Finite(params.Settings):
 
     bases: list[int] = Field(min_length=1)  # base models, by number
     seeds: list[int] = Field(min_length=1)  # of the choice of prompts and of sampling
-    n: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)  # rollouts of a prompt that the update learns from
+    n: list[Annotated[int, Field(ge=2)]] = Field(min_length=1, max_length=4)  # rollouts of a prompt in an update
     tau: list[Positive] = Field(min_length=1)  # [τ]
     tau_b: list[float | Literal["tau", "inf"]] = Field(min_length=1)  # "tau": τ itself; "inf": the mean; < 0: below it
     prompts: int = Field(ge=1)  # that the update learns from

@@ -80,6 +80,7 @@ def _panel(axis: Axes, mine: pd.DataFrame, panel: str, looks: dict) -> pd.DataFr
         records += [(n, tau_b, len(group), *rest) for tau_b, group, *rest in values]
     axis.axhline(0, color=style.COLOURS["grey"], linewidth=0.6)
     axis.set_xticks(range(len(order)), [_name(tau_b, mine["tau"].iloc[0]) for tau_b in order])
+    axis.tick_params(axis="x", labelsize=6)
     axis.yaxis.set_major_locator(ticker.MaxNLocator(5))
     return pd.DataFrame(records, columns=["n", "tau_b", "bases", "mean", "low", "high"])
 

@@ -22,6 +22,9 @@ TITLES = (
     "(c) distance from theory",
 )
 
+BANDED = 5
+"""Base models from which on intervals are drawn: of fewer they would cover the panel. The CSV has them all."""
+
 
 def law(frame: pd.DataFrame, normalise: str = "constant") -> tuple[Figure, pd.DataFrame]:
     """A row of three panels for each τ: s against the group's success rate, −mean(s) against λ, errors against steps.
@@ -39,7 +42,8 @@ def law(frame: pd.DataFrame, normalise: str = "constant") -> tuple[Figure, pd.Da
     plotted = []
     for row, tau in zip(axes, taus, strict=True):
         mine = rows[rows["tau"] == tau]
-        last = mine[(mine["how"] == "solved") & (mine["set"] == "batch") & (mine["step"] == mine["step"].max())]
+        solved = mine[(mine["how"] == "solved") & (mine["set"] == "batch")]
+        last = solved[solved["step"] == solved["step"].max()]
         plotted += [_ratios(row[0], last, tau), _lambda(row[1], last), _errors(row[2], mine)]
         row[0].set_ylabel(f"τ = {tau:g}\n$s$ [nats]")
     for axis, title in zip(axes[0], TITLES, strict=True):
@@ -93,7 +97,8 @@ def _errors(axis: Axes, mine: pd.DataFrame) -> pd.DataFrame:
             table = groups.apply(lambda x: pd.Series(t_interval(x), ["y", "low", "high"])).unstack().reset_index()
             solved, practice = (table[table["how"] == how] for how in ("solved", "practice"))
             axis.plot(solved["step"], solved["y"], color=colour, linestyle=line, label=f"{name}, {place}")
-            axis.fill_between(solved["step"], solved["low"], solved["high"], color=colour, alpha=0.12, linewidth=0)
+            if mine["base"].nunique() >= BANDED:
+                axis.fill_between(solved["step"], solved["low"], solved["high"], color=colour, alpha=0.12, linewidth=0)
             axis.plot([0.6] * len(practice), practice["y"], marker, color=colour, markersize=4, markerfacecolor="white")
             plotted.append(table.rename(columns={"step": "x"}).assign(panel="errors", quantity=quantity))
     steps = [step for step in sorted(mine.loc[mine["how"] == "solved", "step"].unique()) if step > 1]
