@@ -157,6 +157,19 @@ def test_math_compares_by_meaning(gold, answer, same):
 # all of them
 
 
+def test_any_of_several_golds_is_right():
+    rules, responses = ["exact", "dapo", "math", "math", "math"], ["1=b", "Answer: 4", r"\boxed{2/4}", r"\boxed{7}", ""]
+    golds = [["a", "b"], ["3", "4"], ["x", "0.5"], ["3", "4"], ["3", "4"]]
+    found = verify(rules, responses, golds, [True] * 5)
+    assert [verdict.correct for verdict in found] == [True, True, True, False, False]
+    assert [verdict.reward for verdict in found] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    tower = r"\boxed{9^{9^{9^9}}}"
+    assert [v.killed for v in verify(["math"] * 2, [tower] * 2, [["x", "1"], ["x", tower[7:-1]]], [True] * 2)] == [
+        True,
+        False,
+    ]
+
+
 def test_verdicts_do_not_depend_on_workers_or_order(monkeypatch):
     rng = random.Random(5)
     texts = [fuzz_verifier.hostile(rng) for _ in range(150)] + [r"\boxed{9^{9^{9^9}}}", r"\boxed{2/4}"]

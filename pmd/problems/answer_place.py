@@ -41,8 +41,8 @@ UNDERSCORED = re.compile(r"(?<![^\s(*:])_(?=[^\s_])([^_\n]{1,100})(?<=\S)_(?!\w)
 CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
 PERCENT = re.compile(r"(?<=\d)\s?per\s?cent\b", re.IGNORECASE)
 REMARK = re.compile(
-    r"(\d%?\$?[.,]?(?: [a-z]+(?=[a-z ]* \((?![^()]*(?:\bis\b|\bare\b|=)))){0,2}) \((?!mod\b|or\b|base\b)(?=[^()]*[a-z]{3})"
-    r"(?:[^()\\\n$]|\$(?=\d)){1,200}\)(?!\S*\w)",
+    r"(\d%?\$?[.,]?(?: [a-z]+(?=[a-z ]* \((?![^()]*(?:\bis\b|\bare\b|=)))){0,2})"
+    r" \((?!mod\b|or\b|base\b)(?=[^()]*[a-z]{3})(?:[^()\\\n$]|\$(?=\d)){1,200}\)(?!\S*\w)",
     re.IGNORECASE,
 )
 """A number, possibly with its unit, and a remark in words about it: `$18 (she sells 9 eggs)`."""

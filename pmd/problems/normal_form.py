@@ -236,7 +236,7 @@ def _split_unit(part: str) -> tuple[str, str]:
 
 
 def _is_text(part: str) -> bool:
-    """Whether a part has words, a number with its base, or digits that only a space separates: it is then no formula."""
+    """Whether a part is no formula: it has words, a number with its base, or digits that only a space separates."""
     if not all(map(FUNCTIONS.fullmatch, WORD.findall(part))) or "'" in part or BASE.search(part):
         return True
     return read_number(part) is None and re.search(r"\d\s+\.?\d", part) is not None

@@ -6,6 +6,7 @@ problem set that comes in one template can be used with another.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmd.params import require
@@ -51,6 +52,28 @@ def question(prompt: str) -> str:
     """The question of a prompt that is in any of the templates or in none."""
     found = (unwrap(name, prompt) for name in TEMPLATES if name != "plain")
     return next((text for text in found if text is not None), prompt)
+
+
+_ASKS_FOR_BOX = re.compile(
+    r"\\boxed\s*\{\s*(?:\\text\{)?(?:\}|\.\.\.|…|[<\[]?\s*(?:your|the|final|answer|result|ans)\b)|"
+    r"\b(?:within|inside|in|using|use|with|into|by)\s(?:(?:a|the|latex|command|format)\s){0,2}[`'\"$*]*\\{1,2}boxed\b|"
+    r"\b(?:after|following|with|by)\s[`'\"]*####|<answer>",
+    re.IGNORECASE,
+)
+_ASKS_FOR_LINE = re.compile(
+    r"\b(?:line|form|format|after|with|write|starting|beginning)\b[^.\n]{0,60}?\bAnswer:|[\"'`“‘]\**Answer:",
+    re.IGNORECASE,
+)
+
+
+def asked_rule(question: str) -> str | None:
+    """The rule that reads the answer where the question itself says how to give it; None if it does not say.
+
+    "dapo" for a line such as `Answer: 5`, else "math" for a box, `####` or `<answer>`.
+    """
+    if _ASKS_FOR_LINE.search(question):
+        return "dapo"
+    return "math" if _ASKS_FOR_BOX.search(question) else None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
