@@ -1,4 +1,4 @@
-"""Read foreign problem sets: DAPO-Math, AIME, GSM8K, MATH-500 or your own, from a file or from the Hugging Face hub.
+"""Read foreign problem sets: DAPO-Math, AIME, GSM8K, MATH or your own, from files or from the Hugging Face hub.
 
 A set is one entry of params.yaml's `sets` or `hub_sets`. It says where the set is (`path`, or `hub` with a pinned
 `revision`), its `format`, and optionally the `template` of its prompts and the `rule` that judges its responses, if

@@ -6,6 +6,8 @@ problem set that comes in one template can be used with another.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +15,8 @@ from pmd.params import require
 
 if TYPE_CHECKING:  # transformers takes seconds to load, and most importers of this file need only the templates
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 class Template(NamedTuple):
@@ -104,3 +108,22 @@ def fit(
     if room is not None and longest > room:
         raise ValueError(f"got {max_tokens}, but the model's context has room for {room} and a prompt has {longest}")
     return kept, len(problems) - len(kept)
+
+
+def within(
+    tokenizer: PreTrainedTokenizerBase, problems: list[dict], context: int, max_tokens: int, name: str
+) -> list[dict]:
+    """The problems whose prompt leaves room for a response of `max_tokens` tokens in a context of so many tokens.
+
+    A warning in one line counts the others. name: what to call the problems. ValueError if none is left.
+    """
+    try:
+        kept, dropped = fit(tokenizer, problems, context - max_tokens)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}, since a response of {max_tokens} is to fit into {context}") from None
+    if dropped and os.environ.get("RANK", "0") == "0":
+        log.warning(
+            "%s: %d of %d prompts left out: with a response of %d tokens they exceed the model's context of %d",
+            name, dropped, len(problems), max_tokens, context,
+        )  # fmt: skip
+    return kept
