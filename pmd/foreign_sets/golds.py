@@ -77,7 +77,7 @@ def _alternatives(value: Any, rule: str) -> list[Any]:
 def _answer(text: str | None, rule: str) -> tuple[str | None, str | None]:
     """The answer of a worked solution with its note; any other text as it is."""
     prose = len(_WORD.findall(text)) if text else 0
-    if not text or (rule == "exact" and prose < 3):
+    if not text or (rule == "exact" and prose < 2):
         return text, None
     if last_box(text) >= 0 and (answer := boxed(text)):
         return answer, "worked" if text.strip() != f"\\boxed{{{answer}}}" else None
