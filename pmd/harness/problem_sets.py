@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmd.harness.config import Train
@@ -16,7 +17,7 @@ Problems = list[dict]
 
 
 def usable(
-    config: Train, model: str, problems: Problems, sets: dict[str, Problems]
+    config: Train, model: str | Path, problems: Problems, sets: dict[str, Problems]
 ) -> tuple[Problems, dict[str, Problems]]:
     """The problems to train on and those to evaluate on whose prompt leaves room for a response in the model's context.
 
@@ -24,7 +25,7 @@ def usable(
     `sets` has no "val".
     """
     require("val" in sets, "sets", sorted(sets), "a mapping of names to problem sets with val among them")
-    for key, rows in {"problems": problems} | {f"sets.{name}": rows for name, rows in sets.items()}.items():
+    for key, rows in [("problems", problems), *((f"sets.{name}", rows) for name, rows in sets.items())]:
         require(len(rows) > 0, key, rows, "at least one problem")
     most = context(architecture(model))
     if most is None:
@@ -34,21 +35,21 @@ def usable(
     return within(reader, problems, most, config.max_tokens, "problems"), kept
 
 
-def architecture(model: str) -> PreTrainedConfig:
+def architecture(model: str | Path) -> PreTrainedConfig:
     """The configuration of a model folder or of owner/name@revision; ValueError in one line if there is none."""
     from transformers import AutoConfig
 
     return _read(AutoConfig, model, "configuration")
 
 
-def tokenizer(model: str) -> PreTrainedTokenizerBase:
+def tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or of owner/name@revision; ValueError in one line if there is none."""
     from transformers import AutoTokenizer
 
     return _read(AutoTokenizer, model, "tokenizer")
 
 
-def _read(kind: Any, model: str, name: str) -> Any:
+def _read(kind: Any, model: str | Path, name: str) -> Any:
     from pmd.model.loading import directory
 
     path = directory(model)
