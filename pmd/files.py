@@ -64,15 +64,23 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
+def utf8(data: bytes) -> bytes:
+    """JSON or CSV in UTF-8 without a byte-order mark, from that or from UTF-16 or UTF-32; else UnicodeDecodeError."""
+    encoding = json.detect_encoding(data[:4])
+    return data.removeprefix(b"\xef\xbb\xbf") if encoding.startswith("utf-8") else data.decode(encoding).encode()
+
+
 def read_jsonl(path: str | Path) -> list[dict]:
-    """Read one JSON object a line; ValueError naming the file, and the line if one is not."""
+    """Read one JSON object a line, blank lines left out; ValueError naming the file, and the line if one is not."""
     rows = []
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = utf8(Path(path).read_bytes()).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
     # not splitlines: U+2028 and its like may stand in a string
-    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

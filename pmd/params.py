@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 
 from pmd.files import ROOT, write_text
 
@@ -152,9 +153,14 @@ def _kind(hint: Any) -> str:
 
 
 def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
-    """params.yaml as plain dictionaries; ValueError naming the file if it is not a YAML mapping."""
+    """params.yaml as plain dictionaries; ValueError naming the file if it is not a YAML mapping, and
+    the line of a key that stands twice."""
     try:
         values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except DuplicateKeyError as error:
+        key = re.findall(r'"([^"]*)"', str(error.problem))[0]
+        where = f"{path}:{error.problem_mark.line + 1}"
+        raise ValueError(f"{where}: {key} stands above already; move its entries there, in place of {{}}") from None
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     require(isinstance(values, dict), str(path), values, "a mapping of namespaces")
@@ -185,6 +191,7 @@ def apply_preset(name: str, root: Path = ROOT) -> None:
     require(name in known, "preset", name, f"one of {listed(known, name)}")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 1000
+    load(root / "params.yaml")  # for its errors
     values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
     overlay(values, load(root / "presets" / f"{name}.yaml"), name)
     text = io.StringIO()

@@ -217,6 +217,11 @@ def test_the_command_writes_rows_and_counts(root, capsys):
         "conflicts": 0,
         "over_limit": 0,
         "kept": 1,
+        "worked": 0,
+        "unboxed": 0,
+        "system": 0,
+        "asks": 0,
+        "asks_twice": 0,
     }
     assert capsys.readouterr().out.startswith("good: 2 rows, ")
     main(["overlap", str(root / "out" / "good.jsonl"), str(root / "out" / "good.jsonl")])
@@ -260,7 +265,8 @@ GOOD = {"path": "a.jsonl", "format": "aime"}
         (GOOD | {"format": "columns", "columns": ["q"]}, r"sets\.s\.columns: got \['q'\], must be a mapping"),
         (GOOD | {"format": "columns", "columns": {"prompt": "q", "ground_truth": "a", "x": "y"}}, "got .*'x': 'y'"),
         (GOOD | {"path": None}, r"sets\.s\.path: got None, must be given, or else"),
-        (GOOD | {"path": "a.csv"}, r"sets\.s\.path: got 'a\.csv', must be a \.jsonl or \.parquet file"),
+        (GOOD | {"path": "a.xlsx"}, r"sets\.s\.path: got 'a\.xlsx', must be a folder or a file \.jsonl, \.ndjson, "),
+        (GOOD | {"path": "a.parquet.gz"}, r"sets\.s\.path: got 'a\.parquet\.gz', must be a folder or a file"),
         (GOOD | {"revision": REVISION}, r"sets\.s\.revision: .* left out: it belongs to a hub's set"),
         (HUB | {"path": "a.jsonl"}, r"sets\.s\.path: got 'a\.jsonl', must be .* not both"),
         (HUB | {"revision": "main"}, r"sets\.s\.revision: got 'main', must be the commit to take, 40 hexadecimal"),
@@ -276,7 +282,7 @@ def test_a_bad_entry_is_refused_by_its_key(entry, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a/b", "", "a b"])
+@pytest.mark.parametrize("name", ["a/b", "", "a b", "a.b"])
 def test_a_name_that_is_no_file_name_is_refused(name):
     with pytest.raises(ValueError, match=r"sets: got '.*', must be"):
         problem_set(name, GOOD)
@@ -312,12 +318,13 @@ MAPPED = {"format": "columns", "columns": {"prompt": "q", "ground_truth": "a", "
             r":1: no column 'question', .* correct sets\.mine\.format",
         ),
         ('{"q": "x", "a": true, "n": 1}\n', MAPPED, r":1: column 'a': must be text or a number, got True"),
-        ('{"q": "x", "a": ["1"], "n": 1}\n', MAPPED, r":1: column 'a': must be text or a number, got \['1'\]"),
+        ('{"q": "x", "a": {"b": 1}, "n": 1}\n', MAPPED, r":1: column 'a': must be text or a number, got \{'b': 1\}"),
+        ('{"q": "x", "a": [["1"]], "n": 1}\n', MAPPED, r":1: column 'a': must be text or a number, got \['1'\]"),
         ('{"q": "x", "a": 1e20, "n": 1}\n', MAPPED, r":1: column 'a': 1e\+20 .* store it as text"),
         (
             '{"q": " ", "a": "1", "n": 1}\n',
             MAPPED,
-            r":1: column 'q': must be text or a list of one user message, got ' '",
+            r":1: column 'q': must be text or a list of one user message \(.*\), got ' '",
         ),
         ('{"q": ["x"], "a": "1", "n": 1}\n', MAPPED, r":1: column 'q': must be text or a list of one user message"),
         ('{"q": "\\ud800", "a": "1", "n": 1}\n', MAPPED, r":1: column 'q': holds half of a surrogate pair"),
@@ -435,7 +442,7 @@ def real(path: str, form: str) -> tuple[list[dict], Counts]:
 @pytest.mark.parametrize(
     ("path", "form", "counts"),
     [
-        ("dapo/dapo_math_17k.parquet", "verl", Counts(17_917, 0, 627, 17_290, 11, 0, 17_279)),
+        ("dapo/dapo_math_17k.parquet", "verl", Counts(17_917, 0, 627, 17_290, 11, 0, 17_279, asks_twice=20)),
         ("dapo/native_schema_2000.parquet", "dapo", Counts(2000, 0, 22, 1978, 1, 0, 1977)),
         ("dapo/native_schema_duplicated.parquet", "dapo", Counts(300, 0, 200, 100, 0, 0, 100)),
         ("aime/aime2024_dapo_native.parquet", "dapo", Counts(960, 0, 930, 30, 0, 0, 30)),

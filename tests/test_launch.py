@@ -57,7 +57,7 @@ def test_a_run_is_evaluated_at_its_end_on_the_whole_set(stage, monkeypatch):
     run_all(jobs[:1], *rest, out)
     (row,) = read_jsonl(out / "m" / "seed-1" / "final.jsonl")
     assert (row["set"], row["step"], row["k"], len(row["correct"])) == ("val", 2, 2, len(PROBLEMS))
-    frames = evidence.collect(jobs[:1], out, "a processor")
+    frames = evidence.collect([jobs[0].name], out, "a processor")
     assert frames["runs"][["run", "variant", "base", "seed", "cpu"]].values.tolist() == [
         ["m/seed-1", "pmd-mean", 7, 1, "a processor"]
     ]
@@ -114,12 +114,12 @@ def test_rows_join_those_of_other_runs_and_replace_their_own(stage, tmp_path, mo
     jobs, *rest, out = stage
     run_all(jobs, *rest, out)
     folder = tmp_path / "evidence"
-    evidence.write(evidence.collect(jobs[:1], out, "old"), folder)
+    evidence.write(evidence.collect([jobs[0].name], out, "old"), folder)
     assert evidence.known_runs(folder) == {"m/seed-1"}
-    joined = evidence.joined(evidence.collect(jobs[1:], out, "new"), folder)
+    joined = evidence.joined(evidence.collect([jobs[1].name], out, "new"), folder)
     assert joined["runs"]["cpu"].tolist() == ["old", "new"]
     evidence.write(joined, folder)
-    again = evidence.joined(evidence.collect(jobs[:1], out, "again"), folder)
+    again = evidence.joined(evidence.collect([jobs[0].name], out, "again"), folder)
     assert sorted(again["runs"]["cpu"]) == ["again", "new"]
     assert len(again["steps"]) == len(joined["steps"])
 
@@ -141,7 +141,8 @@ if __name__ == "__main__":  # a worker that does not fork imports this file
     small = {"steps": 1, "prompts": 2, "group_size": 2, "minibatches": 1, "probe": 1, "eval_k": 1, "eval_prompts": 1}
     job = launch.Job(train_config("pmd-mean", 1, values, **small), base, "m/seed-1", {"variant": "pmd-mean", "base": 1})
     final = params.read(Evaluate, "evaluate", values["evaluate"] | {"sets": ["val"], "k": 1})
-    evidence.collect(launch.run_all([job], data, final, out), out, "cpu")
+    launch.run_all([job], data, final, out)
+    evidence.collect([job.name], out, "cpu")
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the parent loaded {loaded}" if loaded else 0)
 """

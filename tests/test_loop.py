@@ -18,6 +18,7 @@ from pmd.files import read_json, read_jsonl, write_json
 from pmd.harness import run_folder
 from pmd.harness.clock import Clock, timing
 from pmd.harness.config import train_config
+from pmd.methods import METHODS
 from pmd.model import checkpoint
 from pmd.problems.verifier import Verdict
 from pmd.sampling.torch_engine import TorchEngine
@@ -314,7 +315,7 @@ def sevens(monkeypatch):
 
 
 @pytest.mark.usefixtures("sevens")
-@pytest.mark.parametrize("method", COMMITTED["compare"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_a_reward_it_can_reach(tiny_dir, tmp_path, method):
     """From 1 in 16 to most within 25 steps."""
     clip = {"clip_low": 0.2, "clip_high": 0.28}
@@ -376,3 +377,43 @@ def test_the_validation_best_policy_is_kept(tiny_dir, tmp_path):
     scores = {row["step"]: sum(row["correct"]) for row in read_jsonl(tmp_path / "a" / "eval.jsonl")}
     assert result["best_step"] == max(scores, key=lambda step: (scores[step], -step))
     assert read_json(tmp_path / "a" / "result.json") == result
+
+
+# --- problems that no run could be made of -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problems", "sets", "message"),
+    [
+        ([], SETS, r"^problems: got \[\], must be at least one problem$"),
+        (PROBLEMS, {}, r"^sets: got \[\], must be a mapping of names to problem sets with val among them$"),
+        (PROBLEMS, {"test": PROBLEMS}, r"^sets: got \['test'\], must be a mapping"),
+        (PROBLEMS, {"val": []}, r"^sets\.val: got \[\], must be at least one problem$"),
+        (PROBLEMS, SETS | {"test": []}, r"^sets\.test: got \[\], must be at least one problem$"),
+    ],
+)
+def test_missing_problems_are_refused_before_any_work(tiny_dir, tmp_path, problems, sets, message):
+    with pytest.raises(ValueError, match=message):
+        train(config(), tiny_dir, problems, sets, tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_prompts_beyond_the_context_are_left_out_and_counted_and_removing_them_changes_nothing(
+    tiny_dir, tmp_path, caplog
+):
+    room = read_json(tiny_dir / "config.json")["max_position_embeddings"] - 8
+    fits, long = ({"id": f"x{n}", "prompt": "1" * (n - 1) + "=", "ground_truth": "1"} for n in (room, room + 1))
+    changes = {"steps": 1, "eval_every": 1, "prompts": 4}
+    problems, val = [*PROBLEMS[:4], long, fits], {"val": [long, *PROBLEMS[:2]]}
+    train(config(**changes), tiny_dir, problems, val, tmp_path / "a", progress=False)
+    assert [record.getMessage().partition(": with")[0] for record in caplog.records] == [
+        "sets.val: 1 of 3 prompts left out",
+        "problems: 1 of 6 prompts left out",
+    ]
+    assert len(read_jsonl(tmp_path / "a" / "eval.jsonl")[-1]["correct"]) == 2
+    shorter = [*PROBLEMS[:4], fits]
+    result = train(config(**changes | {"steps": 2}), tiny_dir, shorter, val, tmp_path / "a", progress=False)
+    assert result["last_step"] == 2
+    with pytest.raises(ValueError, match=r"^problems: no prompt fits in \d+ tokens: the shortest of 1 has \d+, since"):
+        train(config(**changes), tiny_dir, [long], val, tmp_path / "b", progress=False)
+    assert not (tmp_path / "b").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
+from ruamel.yaml import YAML
 
 from pmd import params
 from pmd.evaluators.benchmark import Benchmark
@@ -200,3 +202,26 @@ def test_every_preset_is_valid(root, preset):
             assert not model.startswith("runs/") or model.startswith(f"runs/{values['preset']}/")
     for method in values["methods"]:
         train_config(method, 1, values)
+
+
+def test_a_namespace_that_stands_twice_is_refused_by_its_line(tmp_path):
+    """What pasting a block such as `sets:` below `sets: {}` makes."""
+    (tmp_path / "params.yaml").write_text("sets: {}\na: 1\nsets:\n  x: {path: a.csv}\n")
+    message = r"params\.yaml:3: sets stands above already; move its entries there, in place of \{\}$"
+    with pytest.raises(ValueError, match=message):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "mine.yaml").write_text("a: 2\n")
+    with pytest.raises(ValueError, match=message):
+        params.apply_preset("mine", tmp_path)
+
+
+def test_the_blocks_that_params_yaml_offers_can_be_pasted():
+    """Each commented block, uncommented in place of the empty namespace above it, is an entry of that namespace."""
+    text = (ROOT / "params.yaml").read_text()
+    for name in ("tasks", "sets", "hub_sets", "scale"):
+        pattern = rf"^{name}: \{{\}}.*\n((?:#.*\n?)+)"
+        block = re.search(pattern, text, re.MULTILINE)[1]
+        pasted = re.sub(pattern, lambda match: re.sub("(?m)^# ?", "", match[1]), text, flags=re.MULTILINE)
+        assert block.startswith(f"# {name}:")
+        assert YAML(typ="safe").load(pasted)[name]

@@ -14,7 +14,10 @@ from pmd.problems.reader import read_problems
     ("lines", "message"),
     [
         ("", "empty"),
-        ('{"prompt": "1+1="}\n', r":1: column 'ground_truth' must be a non-empty string, got None"),
+        ('{"prompt": "1+1="}\n', r":1: column 'ground_truth' must be a non-empty string or a list of them, got None"),
+        ('{"prompt": "1+1=", "ground_truth": []}\n', r":1: column 'ground_truth' .* got \[\]"),
+        ('{"prompt": "1+1=", "ground_truth": ["2", 2]}\n', r":1: column 'ground_truth' .* got \['2', 2\]"),
+        ('{"prompt": ["1+1="], "ground_truth": "2"}\n', r":1: column 'prompt' must be a non-empty string, got"),
         ('{"prompt": "", "ground_truth": "2"}\n', r":1: column 'prompt'"),
         ('{"prompt": "1+1=", "ground_truth": 2}\n', r":1: column 'ground_truth' .* got 2"),
         ('{"prompt": "1+1=", "ground_truth": "2"}\nnonsense\n', r":2: not valid JSON"),
@@ -53,3 +56,21 @@ def test_a_row_names_its_rule_or_is_refused(tmp_path):
     write_jsonl(path, [{"prompt": "1+1=", "ground_truth": "2", "rule": "sympy"}])
     with pytest.raises(ValueError, match=r"a\.jsonl:1: column 'rule' must be one of exact, dapo, math, got 'sympy'"):
         read_problems(path)
+
+
+def test_a_list_of_golds_is_kept_and_a_list_of_one_is_that_gold(tmp_path):
+    write_jsonl(
+        tmp_path / "a.jsonl",
+        [{"prompt": "p", "ground_truth": ["2"]}, {"prompt": "q", "ground_truth": ["2", "3"]}],
+    )
+    assert [row["ground_truth"] for row in read_problems(tmp_path / "a.jsonl")] == ["2", ["2", "3"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_other_encodings_and_blank_lines_are_read(tmp_path, encoding):
+    row = json.dumps({"prompt": "é?", "ground_truth": "2"}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(f"{row}\r\n\r\n \n{row}\n\n".encode(encoding))
+    assert [row["prompt"] for row in read_problems(tmp_path / "a.jsonl")] == ["é?", "é?"]
+    (tmp_path / "a.jsonl").write_bytes(f"{row}\n\n{{\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: not valid JSON"):
+        read_problems(tmp_path / "a.jsonl")

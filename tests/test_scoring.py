@@ -101,3 +101,14 @@ def test_the_policy_is_evaluated_in_the_type_asked_for(run, monkeypatch):
         config = params.read(Evaluate, "evaluate", asked | {"dtype": dtype})
         evaluate(config, run / "run" / "base", {"test": PROBLEMS})
     assert [model.dtype for model, _ in policies] == [torch.float32, torch.bfloat16]
+
+
+def test_what_cannot_be_evaluated_is_left_out_and_counted_or_refused(run, caplog):
+    config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 2, "max_tokens": 4})
+    with pytest.raises(ValueError, match=r"^sets\.ood: got \[\], must be at least one problem$"):
+        evaluate(config, run / "run" / "base", {"test": PROBLEMS, "ood": []})
+    long = {"id": "long", "prompt": "1" * 5000 + "=", "ground_truth": "1"}
+    found = evaluate(config, run / "run" / "base", {"test": [long, *PROBLEMS]})
+    assert set(found["prompt_id"]) == {problem["id"] for problem in PROBLEMS}
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"sets.test: 1 of {len(PROBLEMS) + 1} prompts left out")

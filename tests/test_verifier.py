@@ -121,34 +121,6 @@ def test_dapo_punishes_what_did_not_end():
 
 
 @pytest.mark.parametrize(
-    ("response", "answer"),
-    [
-        (r"first \boxed{1}, then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"$\boxed{1}$ and $\boxed{-2}$", "1, -2"),
-        (r"\boxed{5}, \boxed{5}", "5"),
-        (r"\boxed{a \boxed{5}}", "5"),
-        (r"\boxed{\{1, 2\}} is final. The answer is 7.", r"\{1, 2\}"),
-        (r"\boxed{5} " + "x" * 100_000, "5"),
-        (r"The answer is 7. \boxed{", "7"),
-        (r"The final answer is $\frac{1}{2}$. I hope it is correct.", r"\frac{1}{2}"),
-        ("The answer is 1. No: the answer is $2$ and $3$, for $x>0$.", "2, 3"),
-        ("**Answer:** 12 apples", "12"),
-        ("Final Answer: (C)", "(C)"),
-        ("The answer is 3 sqrt(2).", "3 sqrt(2)"),
-        ("Answer:\n\\[\n x^2\n\\]", "x^2"),
-        ("we find $2x = 6$, so $x = 3$.", "3"),
-        ("with $x = 3$ the area is 1,250.", "1,250"),
-        ("it costs $\\$10$ in all", "\\$10"),
-        (r"and $x = \frac{1", None),
-        ("no idea", None),
-        ("", None),
-    ],
-)
-def test_math_extracts_the_last_box_or_the_final_expression(response, answer):
-    assert RULES["math"].extract(response) == answer
-
-
-@pytest.mark.parametrize(
     ("gold", "answer", "same"),
     [
         (r"\frac{1}{2}", "0.5", True),
@@ -170,6 +142,12 @@ def test_math_extracts_the_last_box_or_the_final_expression(response, answer):
         ("26000", "1000(26)", True),
         ("5", "5.001", False),
         ("123456789012345678901", "123456789012345678902", False),
+        ("4", "4_2", False),  # digits with a base
+        ("4", r"100_{2}", False),
+        ("4_2", "4_3", False),
+        ("2516_8", r"\text{2516}_{8}", True),
+        ("2516_8", "2516", True),  # the question asks for the base
+        ("x_1^2", "x^2_1", True),
     ],
 )
 def test_math_compares_by_meaning(gold, answer, same):
@@ -177,6 +155,19 @@ def test_math_compares_by_meaning(gold, answer, same):
 
 
 # all of them
+
+
+def test_any_of_several_golds_is_right():
+    rules, responses = ["exact", "dapo", "math", "math", "math"], ["1=b", "Answer: 4", r"\boxed{2/4}", r"\boxed{7}", ""]
+    golds = [["a", "b"], ["3", "4"], ["x", "0.5"], ["3", "4"], ["3", "4"]]
+    found = verify(rules, responses, golds, [True] * 5)
+    assert [verdict.correct for verdict in found] == [True, True, True, False, False]
+    assert [verdict.reward for verdict in found] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    tower = r"\boxed{9^{9^{9^9}}}"
+    assert [v.killed for v in verify(["math"] * 2, [tower] * 2, [["x", "1"], ["x", tower[7:-1]]], [True] * 2)] == [
+        True,
+        False,
+    ]
 
 
 def test_verdicts_do_not_depend_on_workers_or_order(monkeypatch):

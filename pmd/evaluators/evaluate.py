@@ -8,7 +8,8 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
-from pmd.params import Device, Settings
+from pmd.params import Device, Settings, require
+from pmd.problems.prompts import within
 from pmd.sampling.seeds import derive
 
 
@@ -28,19 +29,25 @@ class Evaluate(Settings):
 def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
     """Sample k answers of the policy in a model folder to each problem of every set, and score them.
 
-    Each set is sampled from a seed of its own. Returns one row a response: the set's name in column `set`, then
-    `pmd.sampling.scoring.COLUMNS`. ValueError in one line if the folder holds no model or there is no such device.
+    Each set is sampled from a seed of its own. Prompts that leave no room for a response in the model's context are
+    left out, and a warning counts them. Returns one row a response: the set's name in column `set`, then
+    `pmd.sampling.scoring.COLUMNS`. ValueError in one line if a set is empty or none of its prompts fits, if the folder
+    holds no model or if there is no such device.
     """
+    for name, problems in sets.items():
+        require(len(problems) > 0, f"sets.{name}", problems, "at least one problem")
     from pmd.model.loading import load_policy  # only here: a parent of worker processes needs no torch
-    from pmd.sampling.engine import Sampling
+    from pmd.sampling.engine import Sampling, context
     from pmd.sampling.scoring import respond
     from pmd.sampling.torch_engine import TorchEngine
 
     model, tokenizer = load_policy(Path(model_dir), config.device, config.dtype)
     engine = TorchEngine(model, tokenizer.eos_token_id)
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    frames = []
+    most, frames = context(model.config), []
     for name, problems in sets.items():
+        if most is not None:
+            problems = within(tokenizer, problems, most, config.max_tokens, f"sets.{name}")
         seed = derive(config.seed, 0, f"evaluate/{name}")
         frames.append(respond(engine, tokenizer, problems, config.k, sampling, seed))
         frames[-1].insert(0, "set", name)

@@ -34,7 +34,9 @@ def page(samples: pd.DataFrame, problems: list[dict], title: str) -> str:
             parts += [f"Problem `{row['prompt_id']}`, response {row['sample']}{tokens}. The prompt:"]
             parts += [fenced(problem["prompt"]), "The response:", fenced(row["response"])]
             answer = row["answer"] if isinstance(row["answer"], str) else "(none)"
-            parts += ["The extracted answer, then the right one:", fenced(f"{answer}\n{problem['ground_truth']}")]
+            gold = problem["ground_truth"]
+            right = gold if isinstance(gold, str) else " or ".join(gold)
+            parts += ["The extracted answer, then the right one:", fenced(f"{answer}\n{right}")]
     return "\n\n".join(parts) + "\n"
 
 

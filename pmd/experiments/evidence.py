@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pmd.experiments.launch import Job
 from pmd.files import read_json, read_jsonl, write_frame
 
 RUN = ["run", "variant", "method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "base",
@@ -24,23 +23,24 @@ STEP = ["run", "step", "reward", "signal", "length", "truncated", "entropy", "gr
 EVAL = ["run", "step", "set", "k", "correct", "majority", "length", "truncated", "final"]
 
 
-def collect(jobs: list[Job], out: Path, cpu: str) -> dict[str, pd.DataFrame]:
-    """{"runs", "steps", "evals"}: frames with the columns RUN, STEP and EVAL, of finished runs below `out`.
+def collect(names: list[str], out: Path, cpu: str) -> dict[str, pd.DataFrame]:
+    """{"runs", "steps", "evals"}: frames with the columns RUN, STEP and EVAL, of the finished runs
+    with these names below `out`.
 
     cpu: the processor that they ran on. correct and majority hold a count and a 0 or 1 a problem.
     """
     runs, steps, evals = [], [], []
-    for job in jobs:
-        folder = out / job.name
+    for name in names:
+        folder = out / name
         seconds = {row["step"]: row["wall_s"] for row in read_jsonl(folder / "timing.jsonl")}
-        log = [row | {"run": job.name, "seconds": seconds[row["step"]]} for row in read_jsonl(folder / "log.jsonl")]
+        log = [row | {"run": name, "seconds": seconds[row["step"]]} for row in read_jsonl(folder / "log.jsonl")]
         last = {"seconds": log[-1]["seconds"], "tokens": log[-1]["tokens"]}
-        runs.append({**read_json(folder / "run.json"), "run": job.name, "cpu": cpu, **last})
+        runs.append({**read_json(folder / "run.json"), "run": name, "cpu": cpu, **last})
         steps += log
-        for name in ("eval", "final"):
+        for kind in ("eval", "final"):
             evals += [
-                row | {"run": job.name, "final": name == "final", "length": float(np.mean(row["length"]))}
-                for row in read_jsonl(folder / f"{name}.jsonl")
+                row | {"run": name, "final": kind == "final", "length": float(np.mean(row["length"]))}
+                for row in read_jsonl(folder / f"{kind}.jsonl")
             ]
     frames = {"runs": (runs, RUN), "steps": (steps, STEP), "evals": (evals, EVAL)}
     return {name: _compact(pd.DataFrame(rows)[columns]) for name, (rows, columns) in frames.items()}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from pmd.evaluators.evaluate import Evaluate, evaluate
@@ -86,8 +87,8 @@ def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
     result = train(job.config, job.base, problems, curves, out, engine, progress=False, tags=job.tags)
     samples = evaluate(final, out / "last", sets)
     rows = [
-        {"step": result["last_step"], "set": name, **summarise_by_rule(samples[samples["set"] == name], sets[name])}
-        for name in sets
+        {"step": result["last_step"], "set": name, **summarise_by_rule(part, _asked(sets[name], part))}
+        for name, part in samples.groupby("set", sort=False)
     ]
     for folder in [out / "best", *out.glob("checkpoint-*")]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,3 +108,9 @@ def _follow(futures: list[Future], jobs: list[Job], out: Path, until: float) -> 
 
 def _failed(future: Future) -> bool:
     return future.done() and not future.cancelled() and future.exception() is not None
+
+
+def _asked(problems: list[dict], samples: pd.DataFrame) -> list[dict]:
+    """The problems that were answered: those beyond the model's context were left out."""
+    ids = set(samples["prompt_id"])
+    return [problem for problem in problems if problem["id"] in ids]

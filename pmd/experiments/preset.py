@@ -68,7 +68,7 @@ def _part(part: str, values: dict[str, Any], data: Path, bases: Path, out: Path,
         jobs = training_map.jobs(values["grid"], values["train"], values["methods"], bases)
         todo = [job for job in jobs if job.name not in known]
         if done := launch.run_all(todo, data, final, out / "train", until - time.monotonic()):
-            frames = evidence.collect(done, out / "train", machine()["cpu"])
+            frames = evidence.collect([job.name for job in done], out / "train", machine()["cpu"])
             evidence.write(evidence.joined(frames, results), results)
         return f"train: {len(known) + len(done)} of {len(jobs)} runs, {time.perf_counter() - began:.0f} s, {results}"
     return f"{part}: {time.perf_counter() - began:.0f} s, {results}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pmd import params
 from pmd.files import ROOT, write_json, write_jsonl
 from pmd.foreign_sets.formats import FORMATS, Problem, ProblemSet, problem_set, read_rows, to_problem
 from pmd.foreign_sets.golds import same_gold
+from pmd.foreign_sets.suggestion import suggestion
 from pmd.params import require
 from pmd.problems import prompts
 from pmd.problems.reader import read_problems
@@ -25,7 +27,8 @@ class Counts:
     """What became of the rows of a set: rows = without_gold + repeats + texts; texts = conflicts + over_limit + kept.
 
     texts: the number of different questions among the rows with a gold answer; conflicts: questions with more than one
-    gold answer, which are dropped with all their rows; over_limit: questions left out because of `limit`.
+    gold answer, which are dropped with all their rows; over_limit: questions left out because of `limit`. The others
+    count rows with a note, see NOTES.
     """
 
     rows: int
@@ -35,13 +38,32 @@ class Counts:
     conflicts: int
     over_limit: int
     kept: int
+    worked: int = 0
+    unboxed: int = 0
+    system: int = 0
+    asks: int = 0
+    asks_twice: int = 0
 
     def __str__(self) -> str:
+        notes = "".join(
+            f"\nwarning: {getattr(self, key):,} {text}" for key, text in NOTES.items() if getattr(self, key)
+        )
         return (
             f"{self.rows:,} rows, {self.without_gold:,} without a gold, {self.repeats:,} repeats, "
             f"{self.texts:,} different questions, {self.conflicts:,} with conflicting golds, "
-            f"{self.over_limit:,} over the limit: {self.kept:,} kept"
+            f"{self.over_limit:,} over the limit: {self.kept:,} kept{notes}"
         )
+
+
+NOTES = {
+    "worked": "rows have their gold inside a worked solution; it was taken from the box, or after the ####, at its end",
+    "unboxed": "rows have a worked solution for a gold, without a box; they count as rows without a gold",
+    "system": "rows have a system message; it stands before the question in the prompt",
+    "asks": "rows say otherwise than the format's template how to give the answer; they were left without it and are "
+    "judged by the rule that reads such an answer, unless the entry states a rule",
+    "asks_twice": "rows say how to give the answer, and the template says it once more; template: plain leaves it out",
+}
+"""What is told of the rows of which something was done that their owner should know."""
 
 
 def clean(problems: Iterable[Problem], limit: int | None = None) -> tuple[list[Problem], Counts]:
@@ -51,9 +73,11 @@ def clean(problems: Iterable[Problem], limit: int | None = None) -> tuple[list[P
     """
     first: dict[str, Problem] = {}
     conflicting: set[str] = set()
+    notes: Counter[str] = Counter()
     rows = without_gold = 0
     for problem in problems:
         rows += 1
+        notes.update(problem.notes)
         if problem.gold is None:
             without_gold += 1
             continue
@@ -64,7 +88,7 @@ def clean(problems: Iterable[Problem], limit: int | None = None) -> tuple[list[P
     kept = agreed[:limit]
     repeats = rows - without_gold - len(first)
     counts = (rows, without_gold, repeats, len(first), len(conflicting), len(agreed) - len(kept), len(kept))
-    return kept, Counts(*counts)
+    return kept, Counts(*counts, **notes)
 
 
 def load(spec: ProblemSet) -> tuple[list[dict], Counts]:
@@ -78,12 +102,12 @@ def load(spec: ProblemSet) -> tuple[list[dict], Counts]:
         raise ValueError(f"sets.{spec.name}: {spec.path or spec.hub} is empty; it must hold at least one row")
     rows = enumerate(itertools.chain([first], found))
     kept, counts = clean((to_problem(spec, number, where, row) for number, (where, row) in rows), spec.limit)
-    _require_any(spec, counts, list(first[1]))
+    _require_any(spec, counts, first[1])
     _require_different_ids(kept)
     made = [
         {
             "id": problem.rest["id"],
-            "prompt": prompts.render(spec.template, problem.question),
+            "prompt": prompts.render(problem.rest["template"], problem.question),
             "ground_truth": problem.gold,
             "source": problem.rest["source"],
             "split": spec.split,
@@ -95,15 +119,16 @@ def load(spec: ProblemSet) -> tuple[list[dict], Counts]:
     return made, counts
 
 
-def _require_any(spec: ProblemSet, counts: Counts, columns: list[str]) -> None:
-    """ValueError if no problem is left; `columns` are those of the first row."""
+def _require_any(spec: ProblemSet, counts: Counts, first: dict) -> None:
+    """ValueError if no problem is left; `first` is the first row."""
     where = f"sets.{spec.name}: {spec.path or spec.hub}"
     if counts.texts == 0:
         column = (spec.columns or FORMATS[spec.format].columns)["ground_truth"]
         what = "after a ####" if spec.format == "gsm8k" else "that is not null"
         raise ValueError(
             f"{where}: none of {counts.rows:,} rows has a gold {what} in column {column!r}; "
-            f"the first row's columns are {', '.join(map(str, columns)) or 'none'}"
+            f"the first row's columns are {', '.join(map(str, first)) or 'none'}; an entry that may load it has "
+            f"{suggestion(first)}"
         )
     if counts.kept == 0:
         raise ValueError(f"{where}: each of {counts.texts:,} questions has conflicting golds; correct them")

@@ -1,4 +1,4 @@
-"""Read foreign problem sets: DAPO-Math, AIME, GSM8K, MATH-500 or your own, from a file or from the Hugging Face hub.
+"""Read foreign problem sets: DAPO-Math, AIME, GSM8K, MATH or your own, from files or from the Hugging Face hub.
 
 A set is one entry of params.yaml's `sets` or `hub_sets`. It says where the set is (`path`, or `hub` with a pinned
 `revision`), its `format`, and optionally the `template` of its prompts and the `rule` that judges its responses, if
@@ -7,20 +7,19 @@ they are not to be those of the format. The format is always stated and never gu
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import pyarrow
-from pyarrow import parquet
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pmd.files import ROOT
-from pmd.foreign_sets.golds import normalise_gold, shortened, writable
-from pmd.params import Settings, must, one_of, read, require
+from pmd.foreign_sets import files
+from pmd.foreign_sets.golds import Gold, read_gold, shortened, writable
+from pmd.foreign_sets.suggestion import suggestion
+from pmd.params import FileName, Settings, must, one_of, read, require
 from pmd.problems import prompts
 from pmd.problems.verifier import RULES
 
@@ -60,7 +59,8 @@ def after_hashes(solution: str) -> str | None:
 class Format(NamedTuple):
     """A file format: its columns, and the template and rule that suit its problems.
 
-    columns: our column -> theirs (a dot descends); question, gold: convert the content of the two main columns.
+    columns: our column -> theirs (a dot descends); question, gold: convert the content of the two main columns;
+    solution: where the answer is taken from if the column of the gold has none.
     """
 
     columns: dict[str, str]
@@ -68,6 +68,7 @@ class Format(NamedTuple):
     rule: str
     question: Callable[[str], str] = as_it_is
     gold: Callable[[str], str | None] = as_it_is
+    solution: str | None = None
 
 
 _VERL = {
@@ -81,11 +82,15 @@ FORMATS = {
         _VERL, "dapo", "dapo", question=dapo_question
     ),  # DAPO-Math-17k and the AIME 2024 set beside it, as they are on the hub
     "verl": Format(_VERL, "dapo", "dapo", question=verl_question),  # the same columns, prompts without the template
-    "aime": Format({"prompt": "problem", "ground_truth": "answer"}, "dapo", "dapo"),
+    "aime": Format({"prompt": "problem", "ground_truth": "answer"}, "dapo", "dapo", solution="solution"),
     "gsm8k": Format({"prompt": "question", "ground_truth": "answer"}, "boxed", "math", gold=after_hashes),
     "math500": Format(
-        {"prompt": "problem", "ground_truth": "answer", "id": "unique_id", "difficulty": "level"}, "boxed", "math"
+        {"prompt": "problem", "ground_truth": "answer", "id": "unique_id", "difficulty": "level"},
+        "boxed",
+        "math",
+        solution="solution",
     ),
+    "math": Format({"prompt": "problem", "ground_truth": "solution", "difficulty": "level"}, "boxed", "math"),
     "columns": Format({}, "boxed", "math"),  # a set of your own, whose entry states `columns`
     "pmd": Format({"prompt": "prompt", "ground_truth": "ground_truth"}, "plain", "exact"),
 }
@@ -97,31 +102,35 @@ FORMATS = {
 HubName = Annotated[str, must(re.compile(r"[\w.-]+/[\w.-]+").fullmatch, "owner/name")]
 
 
+def _null_or(names: Collection[str]) -> AfterValidator:
+    return must(lambda value: value is None or value in names, f"one of {', '.join(names)}")
+
+
 class ProblemSet(Settings):
     """An entry of `sets` or `hub_sets` in params.yaml: one foreign set, in a file or on a hub."""
 
-    name: str  # the entry's key
-    path: str | None = None  # a .jsonl or .parquet file, relative to the repository; null: the set is on a hub
+    name: FileName  # the entry's key
+    path: str | None = None  # a file or a folder, relative to the repository; null: the set is on a hub
     hub: HubName | None = None  # owner/name of a data set of the hub
     revision: str | None = None  # its commit, 40 hexadecimal digits
     config: str | None = None  # its configuration, if it has several
-    split: str  # the hub's split; the split of a file is only a label
+    split: str  # the hub's split or a subfolder of the folder; the split of a file is only a label
     format: Annotated[str, one_of(FORMATS)]
     columns: dict[str, str] = Field({})  # for format "columns" only, ours -> theirs; a.b is b within a
-    template: Annotated[str, one_of(prompts.TEMPLATES)]  # of the prompts; the format's own if not given
-    rule: Annotated[str, one_of(RULES)]  # how responses are judged; the format's own if not given
+    template: Annotated[str | None, _null_or(prompts.TEMPLATES)] = None  # of the prompts; null: see `manner`
+    rule: Annotated[str | None, _null_or(RULES)] = None  # how responses are judged; null: see `manner`
     limit: int | None = Field(None, ge=1)  # keep at most this many, the first ones after cleaning; null: all
 
     @model_validator(mode="after")
     def _fits_together(self) -> ProblemSet:
-        def check(condition: bool, key: str, allowed: str) -> None:
-            require(condition, key, getattr(self, key), allowed)
+        def check(condition: Any, key: str, allowed: str) -> None:
+            require(bool(condition), key, getattr(self, key), allowed)
 
         check((self.path is None) != (self.hub is None), "path", "given, or else sets.*.hub, and not both")
         if self.hub is None:
             for key in ("revision", "config"):
                 check(getattr(self, key) is None, key, "left out: it belongs to a hub's set")
-            check(Path(self.path).suffix in (".jsonl", ".parquet"), "path", "a .jsonl or .parquet file")
+            check(files.kind(Path(self.path)) or (ROOT / self.path).is_dir(), "path", files.ALLOWED)
         else:
             pinned = re.fullmatch(r"[0-9a-f]{40}", self.revision or "")
             check(bool(pinned), "revision", "the commit to take, 40 hexadecimal digits (a name could move)")
@@ -135,12 +144,13 @@ class ProblemSet(Settings):
 
 def problem_set(name: str, values: dict[str, Any]) -> ProblemSet:
     """The entry `sets.NAME` with its defaults; ValueError names the key that is unknown, missing or wrong."""
-    require(bool(re.fullmatch(r"[\w.-]+", name)), "sets", name, "names of letters, digits, '_', '.' and '-'")
+    good = isinstance(name, str) and re.fullmatch(r"[\w-]+", name)  # a dot would be a path within params.yaml for DVC
+    require(bool(good), "sets", name, "names of letters, digits, '_' and '-'")
     require(isinstance(values, dict), f"sets.{name}", values, f"a mapping with {', '.join(ProblemSet.model_fields)}")
     require("name" not in values, f"sets.{name}.name", values.get("name"), "left out: the entry's key is its name")
     form = values.get("format")
     require(isinstance(form, str) and form in FORMATS, f"sets.{name}.format", form, f"one of {', '.join(FORMATS)}")
-    defaults = {"name": name, "template": FORMATS[form].template, "rule": FORMATS[form].rule}
+    defaults = {"name": name}
     if values.get("hub") is None:
         defaults["split"] = name  # a file has no splits to choose from, so this is only a label
     return read(ProblemSet, f"sets.{name}", defaults | values)
@@ -149,48 +159,20 @@ def problem_set(name: str, values: dict[str, Any]) -> ProblemSet:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_rows(spec: ProblemSet) -> Iterator[tuple[str, dict]]:
+def read_rows(spec: ProblemSet) -> files.Rows:
     """(place, row) of every row of the set, unchanged; the place is what an error message names.
 
-    Only one row is held in memory at a time. Raises FileNotFoundError, or ValueError that names the file and the line,
-    if the source cannot be read.
+    Raises FileNotFoundError, or ValueError in one line, for what cannot be read.
     """
-    if spec.hub is not None:
+    if spec.path is None:
         return _hub_rows(spec)
     path = ROOT / spec.path
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"sets.{spec.name}.path: {spec.path} is no file; correct it, or state hub instead")
-    return _json_rows(path, spec.path) if path.suffix == ".jsonl" else _parquet_rows(path, spec.path)
+    return files.read_path(path, spec.path, spec.split)
 
 
-def _json_rows(path: Path, shown: str) -> Iterator[tuple[str, dict]]:
-    with path.open("rb") as file:  # lines end with \n only, because a string may hold other line separators
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{shown}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not valid JSON ({error}); correct or remove the line") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
-            yield where, row
-
-
-def _parquet_rows(path: Path, shown: str) -> Iterator[tuple[str, dict]]:
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield f"{shown}: row {number}", row
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        raise ValueError(f"{shown}: not readable as parquet after row {number} ({message}); fetch it anew") from error
-
-
-def _hub_rows(spec: ProblemSet) -> Iterator[tuple[str, dict]]:
+def _hub_rows(spec: ProblemSet) -> files.Rows:
     import datasets  # takes seconds to load
 
     where = f"{spec.hub}@{spec.revision[:7]}"
@@ -211,44 +193,76 @@ def _hub_rows(spec: ProblemSet) -> Iterator[tuple[str, dict]]:
 
 
 class Problem(NamedTuple):
-    """A row before its prompt is made: the question, the normalised gold answer (None if there is none), the rest."""
+    """A row before its prompt is made: the question, the normalised gold answer (None if there is none), the rest.
+
+    notes: what was done with it that its owner should know, some of cleaning.NOTES.
+    """
 
     where: str
     question: str
-    gold: str | None
+    gold: Gold | None
     rest: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def to_problem(spec: ProblemSet, number: int, where: str, row: dict) -> Problem:
     """One foreign row, which is row `number` counted from 0.
 
-    If the gold answer is absent, null or blank, it is None, and `clean` drops and counts the row. All other columns of
-    the format must be there. The format "pmd" reads whichever of our optional columns the row has, including its rule.
-    Raises ValueError that names the row and the column if it cannot be read.
+    If the gold answer is absent, null or blank, it is None, and `clean` drops and counts the row. The columns that an
+    entry states must be there; of a format's own columns only the prompt must. The format "pmd" reads whichever of our
+    optional columns the row has, including its rule. Raises ValueError that names the row and the column if it cannot
+    be read.
     """
     form = FORMATS[spec.format]
     columns = spec.columns or form.columns
     if spec.format == "pmd":
         columns = columns | {key: key for key in CHECKS if key in row}
-    rest = {"id": f"{spec.name}-{number}", "source": spec.name, "difficulty": None, "rule": spec.rule}
+    rest = {"id": f"{spec.name}-{number}", "source": spec.name, "difficulty": None}
     column = columns["ground_truth"]
     try:
-        gold = lookup(row, column, None)
         for key, column in columns.items():
-            if key != "ground_truth":
-                rest[key] = CHECKS[key](lookup(row, column))
+            needed = key == "prompt" or bool(spec.columns)
+            value = None if key == "ground_truth" else lookup(row, column, _REQUIRED if needed else None)
+            if (needed and key != "ground_truth") or value not in (None, ""):
+                rest[key] = CHECKS[key](value)
         column = columns["prompt"]
         question = form.question(rest.pop("prompt"))
+        notes = ["system"] if isinstance(lookup(row, column), list) and len(lookup(row, column)) > 1 else []
+        rest = manner(spec, question) | rest
+        if rest["template"] != (spec.template or form.template):
+            notes.append("asks")
+        elif rest["template"] != "plain" and prompts.asked_rule(question):
+            notes.append("asks_twice")
         column = columns["ground_truth"]
-        gold = normalise_gold(form.gold(gold) if isinstance(gold, str) else gold, rest["rule"])
+        gold, note = read_gold(lookup(row, column, None), rest["rule"], form.gold)
+        if gold is None and form.solution:
+            column = form.solution
+            gold, note = read_gold(lookup(row, column, None), rest["rule"], form.gold)
+            gold = gold if note == "worked" else None
     except KeyError as error:
         raise ValueError(
             f"{where}: no column {column!r}, the row has {', '.join(map(str, row)) or 'none'}; "
-            f"correct sets.{spec.name}.{'columns' if spec.format == 'columns' else 'format'}"
+            f"correct sets.{spec.name}.{'columns' if spec.format == 'columns' else 'format'}, such as {suggestion(row)}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{where}: column {column!r}: {error}") from error
-    return Problem(where, question, gold, rest)
+    return Problem(where, question, gold, rest, (*notes, *([note] if note else [])))
+
+
+def manner(spec: ProblemSet, question: str) -> dict[str, str]:
+    """The template and the rule of a question: the entry's, or else the format's own.
+
+    A question may say itself how to give the answer, and otherwise than the format's template would: within a box,
+    where the template asks for a line `Answer:`. It is then left as it is, where the entry states no template, and
+    judged by the rule that reads such an answer, where the entry states no rule.
+    """
+    form, asked = FORMATS[spec.format], prompts.asked_rule(question)
+    contradicts = asked is not None and form.template != "plain" and asked != form.rule
+    template = spec.template or ("plain" if contradicts else form.template)
+    return {
+        "template": template,
+        "rule": spec.rule or (asked if contradicts and template == "plain" else form.rule),
+    }
 
 
 _REQUIRED = object()
@@ -269,11 +283,16 @@ def lookup(row: dict, column: str, default: Any = _REQUIRED) -> Any:
 
 
 def check_prompt(value: Any) -> str:
-    """A prompt is text, or a chat that consists of one user message."""
-    chat = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
-    text = value[0].get("content") if chat and value[0].get("role") == "user" else value
+    """A prompt is text, or a chat of one user message, which a system message may precede: its text then stands before
+    the question."""
+    turns = value if isinstance(value, list) and all(isinstance(turn, dict) for turn in value) else []
+    roles, texts = [turn.get("role") for turn in turns], [turn.get("content") for turn in turns]
+    chat = roles in (["user"], ["system", "user"]) and all(isinstance(text, str) for text in texts)
+    text = "\n\n".join(text for text in texts if text.strip()) if chat and texts[-1].strip() else value
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"must be text or a list of one user message, got {shortened(value)}")
+        raise ValueError(
+            f"must be text or a list of one user message (and a system message before it), got {shortened(value)}"
+        )
     return writable(text)
 
 

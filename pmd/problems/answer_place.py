@@ -37,13 +37,23 @@ BOLD_TEXT = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*
 ITALIC = re.compile(
     r"(?<![\w)*\s\\])\*(\S[^*\n]{0,100})(?<=\S)\*(?![\w(*])|(?<=\s)\*(?=\S)([^*\n]{1,100})(?<=\S)\*(?![\w(*])"
 )
+UNDERSCORED = re.compile(r"(?<![^\s(*:])_(?=[^\s_])([^_\n]{1,100})(?<=\S)_(?!\w)")
 CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
+PERCENT = re.compile(r"(?<=\d)\s?per\s?cent\b", re.IGNORECASE)
+REMARK = re.compile(
+    r"(\d%?\$?[.,]?(?: [a-z]+(?=[a-z ]* \((?![^()]*(?:\bis\b|\bare\b|=)))){0,2})"
+    r" \((?!mod\b|or\b|base\b)(?=[^()]*[a-z]{3})(?:[^()\\\n$]|\$(?=\d)){1,200}\)(?!\S*\w)",
+    re.IGNORECASE,
+)
+"""A number, possibly with its unit, and a remark in words about it: `$18 (she sells 9 eggs)`."""
 
 
 def plain(text: str) -> str:
-    """The text without Markdown's emphasis and without GSM8K's calculator annotations."""
+    """The text without Markdown's emphasis, GSM8K's calculator annotations and remarks that follow a number in
+    parentheses; a percentage is written with its sign."""
     text = CALCULATOR.sub("", text).replace("`", "")
-    return ITALIC.sub(lambda match: match[1] or match[2], BOLD.sub("", text))
+    text = UNDERSCORED.sub(r"\1", ITALIC.sub(lambda match: match[1] or match[2], BOLD.sub("", text)))
+    return REMARK.sub(r"\1", PERCENT.sub("%", text))
 
 
 def formulas(text: str) -> Iterator[tuple[int, int, str]]:
@@ -100,7 +110,7 @@ NUMBER_WITH_UNIT = re.compile(
     r"[$€£¥]?\s?([-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?\s?%?)[,;:.]?"
     r"\s+(?!and\b|or\b|(?:more|less|fewer|times|hundred|thousand|million|billion|trillion|dozen|plus|minus|half|halves|thirds?|"
     r"quarters?|squared|cubed|factorial|pi|sqrt|am|pm|by|to|mod)\b)"
-    r"(?:[a-z]{3,}|m|cm|km|mm|kg|g|ft|in|h|s|L|°)[^0-9()^=+*/\\$]*",
+    r"(?:[a-z]{3,}|of|m|cm|km|mm|kg|g|ft|in|h|s|L|°)[^0-9()^=+*/\\$]*",
     re.IGNORECASE,
 )
 """A number that is followed by words alone, such as `12 apples`."""

@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from pmd.problems.normal_form import Answer, joined, normal_form, value_of_equation, variable_of
+from pmd.problems.normal_form import BASE, Answer, joined, normal_form, value_of_equation, variable_of
 from pmd.problems.numbers import Number, close, plain_number, read_number, same_number
 
 INTEGER = re.compile(r"-?[0-9]+")
@@ -124,7 +124,13 @@ def _plain_integer(integer: str) -> str:
 
 
 def _aligned(gold: Answer, answer: Answer) -> tuple[Answer, Answer]:
-    """Both answers with or both without the variables that the values belong to: `x = 5` is 5 where one has no `x`."""
+    """Both answers with or both without the variables that the values belong to: `x = 5` is 5 where one has no `x`.
+
+    A gold that states its base, such as `1011_2`, may be given by its digits, because the question asks for that base.
+    Digits with a base are not the same digits without: `4_2` is not 4.
+    """
+    if BASE.search(gold.text) and not BASE.search(answer.text):
+        gold = normal_form(BASE.sub(r"\1", gold.text))
     names = [{variable_of(part) for part in one.parts} for one in (gold, answer)]
     same_variable = names[0] == names[1] and len(names[0]) == 1 and None not in names[0]
     equations = ["=" in gold.text, "=" in answer.text]

@@ -111,6 +111,9 @@ FUNCTIONS = re.compile(
 )
 """Words of four letters and more that belong to formulas."""
 
+BASE = re.compile(r"(?<![\w^.])(\d+)\s*\\?_(\{[^{}]*\}|\w+)")
+"""The digits of a number and the base in which it is written, such as `1011_2`."""
+
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 CHOICE = re.compile(r"\(?\s*([A-J])\s*(?:\)\s*[.:]?|[.:](?=\s|$)|$)")
 VARIABLE = re.compile(r"(?:\\?(?:[A-Za-z]|[A-Z]{2}|(?<=\\)[a-z]+)(?:_\w|_\{\w+\})?(?:\([A-Za-z0-9, ]+\))?[: ]*)+")
@@ -233,8 +236,8 @@ def _split_unit(part: str) -> tuple[str, str]:
 
 
 def _is_text(part: str) -> bool:
-    """Whether a part has words, or digits that only a space separates, so that it is not a formula."""
-    if not all(map(FUNCTIONS.fullmatch, WORD.findall(part))) or "'" in part:
+    """Whether a part is no formula: it has words, a number with its base, or digits that only a space separates."""
+    if not all(map(FUNCTIONS.fullmatch, WORD.findall(part))) or "'" in part or BASE.search(part):
         return True
     return read_number(part) is None and re.search(r"\d\s+\.?\d", part) is not None
 

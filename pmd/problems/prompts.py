@@ -6,12 +6,17 @@ problem set that comes in one template can be used with another.
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmd.params import require
 
 if TYPE_CHECKING:  # transformers takes seconds to load, and most importers of this file need only the templates
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 class Template(NamedTuple):
@@ -53,6 +58,28 @@ def question(prompt: str) -> str:
     return next((text for text in found if text is not None), prompt)
 
 
+_ASKS_FOR_BOX = re.compile(
+    r"\\boxed\s*\{\s*(?:\\text\{)?(?:\}|\.\.\.|…|[<\[]?\s*(?:your|the|final|answer|result|ans)\b)|"
+    r"\b(?:within|inside|in|using|use|with|into|by)\s(?:(?:a|the|latex|command|format)\s){0,2}[`'\"$*]*\\{1,2}boxed\b|"
+    r"\b(?:after|following|with|by)\s[`'\"]*####|<answer>",
+    re.IGNORECASE,
+)
+_ASKS_FOR_LINE = re.compile(
+    r"\b(?:line|form|format|after|with|write|starting|beginning)\b[^.\n]{0,60}?\bAnswer:|[\"'`“‘]\**Answer:",
+    re.IGNORECASE,
+)
+
+
+def asked_rule(question: str) -> str | None:
+    """The rule that reads the answer where the question itself says how to give it; None if it does not say.
+
+    "dapo" for a line such as `Answer: 5`, else "math" for a box, `####` or `<answer>`.
+    """
+    if _ASKS_FOR_LINE.search(question):
+        return "dapo"
+    return "math" if _ASKS_FOR_BOX.search(question) else None
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """The token ids of one prompt, as a list.
 
@@ -81,3 +108,22 @@ def fit(
     if room is not None and longest > room:
         raise ValueError(f"got {max_tokens}, but the model's context has room for {room} and a prompt has {longest}")
     return kept, len(problems) - len(kept)
+
+
+def within(
+    tokenizer: PreTrainedTokenizerBase, problems: list[dict], context: int, max_tokens: int, name: str
+) -> list[dict]:
+    """The problems whose prompt leaves room for a response of `max_tokens` tokens in a context of so many tokens.
+
+    A warning in one line counts the others. name: what to call the problems. ValueError if none is left.
+    """
+    try:
+        kept, dropped = fit(tokenizer, problems, context - max_tokens)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}, since a response of {max_tokens} is to fit into {context}") from None
+    if dropped and os.environ.get("RANK", "0") == "0":
+        log.warning(
+            "%s: %d of %d prompts left out: with a response of %d tokens they exceed the model's context of %d",
+            name, dropped, len(problems), max_tokens, context,
+        )  # fmt: skip
+    return kept

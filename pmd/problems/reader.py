@@ -2,7 +2,8 @@
 
 A problem set is a JSONL file, one problem a line, with these columns:
 
-prompt, ground_truth   the text given to the policy and the right answer (both needed)
+prompt, ground_truth   the text given to the policy and the right answer (both needed); a list holds several answers,
+                       any of which is right
 id                     unique within the file (filled in from the row number)
 source, split          where the problem comes from and what it is for (both filled in from the file's name)
 difficulty             a number, a text or null (filled in as null)
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pmd.files import read_jsonl
 from pmd.problems.verifier import RULES
@@ -38,11 +40,14 @@ def _checked(path: Path) -> Iterator[dict]:
     """Each row of the file, checked and with the missing columns filled in."""
     ids: set[str] = set()
     for number, row in enumerate(read_jsonl(path), start=1):
-        for column in ("prompt", "ground_truth"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise ValueError(
-                    f"{path}:{number}: column {column!r} must be a non-empty string, got {row.get(column)!r}"
-                )
+        gold = row.get("ground_truth")
+        if isinstance(gold, list) and len(gold) == 1:
+            row["ground_truth"] = gold = gold[0]
+        good = {"prompt": _is_text(row.get("prompt")), "ground_truth": _is_text(gold) or _are_texts(gold)}
+        for column, fine in good.items():
+            if not fine:
+                kind = "a non-empty string" + (" or a list of them" if column == "ground_truth" else "")
+                raise ValueError(f"{path}:{number}: column {column!r} must be {kind}, got {row.get(column)!r}")
         row = {
             "id": f"{path.stem}-{number - 1}",
             "source": path.stem,
@@ -56,3 +61,11 @@ def _checked(path: Path) -> Iterator[dict]:
             raise ValueError(f"{path}:{number}: id {row['id']!r} occurs twice")
         ids.add(row["id"])
         yield row
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))

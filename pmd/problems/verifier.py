@@ -54,9 +54,9 @@ class Verdict:
 
 
 def verify(
-    rules: Sequence[str], responses: Sequence[str], golds: Sequence[str], ended: Sequence[bool]
+    rules: Sequence[str], responses: Sequence[str], golds: Sequence[str | Sequence[str]], ended: Sequence[bool]
 ) -> list[Verdict]:
-    """Judge each response by its rule against its gold answer.
+    """Judge each response by its rule against its gold answer, or against several golds of which any is right.
 
     A response that was cut off (`ended` is False) has no answer and is wrong. Raises ValueError that names the first
     unknown rule, or if the four sequences differ in length.
@@ -66,13 +66,15 @@ def verify(
         RULES[rule].extract(response) if end else None
         for rule, response, end in zip(rules, responses, ended, strict=True)
     ]
-    cases = list(zip(rules, golds, answers, strict=True))
-    decided = _decide({case for case in cases if case[2] is not None})
+    right = [[gold] if isinstance(gold, str) else gold for gold in golds]
+    cases = list(zip(rules, right, answers, strict=True))
+    decided = _decide({(rule, gold, a) for rule, several, a in cases if a is not None for gold in several})
     verdicts = []
-    for rule, gold, answer in cases:
-        found = decided.get((rule, gold, answer), False)
-        correct = found is True
-        verdicts.append(Verdict(answer, correct, 1.0 if correct else RULES[rule].wrong, isinstance(found, Killed)))
+    for rule, several, answer in cases:
+        found = [decided.get((rule, gold, answer), False) for gold in several]
+        correct = True in found
+        killed = not correct and any(isinstance(one, Killed) for one in found)
+        verdicts.append(Verdict(answer, correct, 1.0 if correct else RULES[rule].wrong, killed))
     return verdicts
 
 

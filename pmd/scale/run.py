@@ -20,6 +20,8 @@ from typing import Any
 from pmd import params
 from pmd.files import ROOT, write_json
 from pmd.harness.config import Train
+from pmd.harness.problem_sets import architecture as architecture_of
+from pmd.harness.problem_sets import tokenizer as tokenizer_of
 from pmd.scale import torchrun
 from pmd.scale.engines import engine_for
 from pmd.scale.entry import Scale, folder, model_path, read_scale, read_sets, tags, work_folder
@@ -36,7 +38,7 @@ def train_entry(values: dict[str, Any], name: str, progress: bool = True) -> dic
 
     from pmd.trainer.loop import train  # only here: torch takes seconds to load, and a bad entry is refused without it
 
-    architecture = _architecture(model_path(entry))
+    architecture = architecture_of(model_path(entry))
     if config.device.startswith("cuda"):
         _check_gpu(architecture, entry, config)
     counts = _drop_long_prompts(entry, config, architecture, problems, sets)
@@ -54,7 +56,7 @@ def _drop_long_prompts(entry: Scale, config: Train, architecture: Any, problems:
     from pmd.problems.prompts import fit
     from pmd.sampling.engine import context
 
-    tokenizer, most, counts = _tokenizer(model_path(entry)), context(architecture), {}
+    tokenizer, most, counts = tokenizer_of(model_path(entry)), context(architecture), {}
     room = most and most - max(config.max_tokens, config.eval_max_tokens)
     for file, rows in [(entry.problems, problems), *((entry.sets[part], rows) for part, rows in sets.items())]:
         try:
@@ -79,28 +81,6 @@ def _check_gpu(architecture: Any, entry: Scale, config: Train) -> None:
     check_fit(architecture, config, entry.max_prompt_tokens, int(os.environ.get("WORLD_SIZE", "1")), free, memory)
     if others := held(free, memory):
         print(f"{device}: {others}; the run has room in what is left", file=sys.stderr, flush=True)
-
-
-def _architecture(model: str) -> Any:
-    from transformers import AutoConfig
-
-    return _read(AutoConfig, model, "configuration")
-
-
-def _tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return _read(AutoTokenizer, model, "tokenizer")
-
-
-def _read(kind: Any, model: str, name: str) -> Any:
-    from pmd.model.loading import directory
-
-    path = directory(model)
-    try:
-        return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers and transformers each raise their own
-        raise ValueError(f"{path}: the {name} cannot be loaded ({' '.join(str(error).split())[:200]})") from error
 
 
 def run_rank(name: str, file: Path | None = None) -> None:

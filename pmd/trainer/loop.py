@@ -31,7 +31,7 @@ from pmd.harness import run_folder
 from pmd.harness.clock import Clock, timing
 from pmd.harness.config import Train, identity
 from pmd.harness.policy import Policy, make_policy
-from pmd.harness.run_folder import model_digest, problems_digest
+from pmd.harness.problem_sets import usable
 from pmd.model import checkpoint, distributed
 from pmd.model.loading import directory, save_policy
 from pmd.model.threads import use_threads
@@ -57,31 +57,29 @@ def train(
 ) -> dict:
     """Train the policy in model folder `base` on `problems`, evaluate it on `sets`, write everything to `out`.
 
-    config: of pmd.harness.config.train_config. problems, sets: of pmd's read_problems; `sets` has "val", whose best
-    policy is kept. engine: makes what samples; None: TorchEngine. In a torchrun job every rank
-    calls this alike, and rank 0 writes. tags: what else identifies the run, for run.json.
+    config: of pmd.harness.config.train_config. problems, sets: of pmd's read_problems, without those that do not fit
+    into the model's context (pmd/harness/problem_sets.py); `sets` has "val", whose best policy is kept. engine: makes
+    what samples; None: TorchEngine. In a torchrun job every rank calls this alike, and rank 0 writes. tags: what else
+    identifies the run, for run.json.
 
     Returns result.json's content: last_step, best_step, val_last and val_best (accuracies in [0, 1]). A run that
-    stopped goes on from its last checkpoint and ends with the bits it would have had, on as many ranks. It may go on
-    with other settings of run_folder.ADJUSTABLE and with more steps, also after it has finished. ValueError in one
-    line before any work if `out` holds another run (by settings, tags, problems, or architecture and weights of the
-    model) or if ranks differ; FloatingPointError at a loss that is not finite.
+    stopped goes on from its last checkpoint and ends with the bits it would have had, on as many ranks, also with other
+    settings of run_folder.ADJUSTABLE and with more steps. ValueError in one line before any work if problems are
+    missing, `out` holds another run (by settings, tags, problems or model) or ranks differ; FloatingPointError at a
+    loss that is not finite.
     """
     out, device = Path(out), distributed.start(config.device)
-    content = {"model_md5": model_digest(directory(base)), "problems_md5": problems_digest(problems)}
-    wanted = identity(config, content | (tags or {}))
+    problems, sets = usable(config, base, problems, sets)
+    content = {"model_md5": run_folder.model_digest(directory(base))}
+    wanted = identity(config, content | {"problems_md5": run_folder.problems_digest(problems)} | (tags or {}))
     distributed.agree("ranks", wanted | {"torch": torch.__version__})
     if run_folder.finished(out, wanted):
         return read_json(out / "result.json")
     use_threads(config.threads)
     policy, main = make_policy(config, base, device, engine), distributed.world()[0] == 0
     state, waiting = _start(out, wanted, policy)
-    bar = tqdm(
-        total=config.steps,
-        initial=max(0, state["step"]),
-        disable=not (progress and main),
-        desc=f"{config.method}/{config.seed}",
-    )
+    hidden, name = not (progress and main), f"{config.method}/{config.seed}"
+    bar = tqdm(total=config.steps, initial=max(0, state["step"]), disable=hidden, desc=name)
 
     def write(name: str, row: dict) -> None:
         if main:
