@@ -178,7 +178,10 @@ def test_a_prompt_and_its_response_stay_within_the_models_context(tiny, static):
         engine.sample(PROMPTS, 1, Sampling(most - longest + 1), 0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("max_tokens", 0), ("temperature", 0.0), ("top_p", 0.0), ("top_p", 1.5)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.5)],
+)
 def test_bad_sampling_is_refused(key, value):
     with pytest.raises(ValueError, match=key):
         Sampling(**({"max_tokens": 5} | {key: value}))

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pmd.files import read_json, write_json
+from pmd.model import ends
 from pmd.model.attention import PACKED
 from pmd.model.device import check_device
 from pmd.model.distributed import barrier, world
@@ -60,6 +61,7 @@ def load_policy(
         if not model.is_backend_compatible():
             raise ValueError(f"{type(model).__name__} computes attention by itself; transformers' interface is needed")
     _check_tokens(path, tokenizer, model)
+    ends.declare(model, tokenizer)
     model.compute_dtype = getattr(torch, compute) if compute else model.dtype
     if not divided:
         return model.to(device), tokenizer
@@ -159,18 +161,18 @@ def _check_architecture(config: PreTrainedConfig) -> None:
 
 
 def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """ValueError if the tokenizer is another model's: too many tokens, or another end of sequence."""
+    """ValueError if the tokenizer is another model's: too many tokens, or an end of sequence that neither the model nor
+    the tokenizer's own chat template knows."""
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {size}")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever end")
-    stated = [source.eos_token_id for source in (model.config, model.generation_config)]
-    ends = {end for ids in stated if ids is not None for end in (ids if isinstance(ids, list) else [ids])}
-    if ends and tokenizer.eos_token_id not in ends:
+    own, of_model, of_turn = tokenizer.eos_token_id, ends.declared(model), ends.turn_end(tokenizer)
+    if own is None and not of_model and not of_turn:
+        raise ValueError(f"{path}: no end-of-sequence token is declared, so no response could ever end")
+    if own is not None and of_model and own not in (*of_model, *of_turn):
         raise ValueError(
-            f"{path}: the tokenizer ends a response with token {tokenizer.eos_token_id} ({tokenizer.eos_token}), the "
-            f"model with {sorted(ends)}; make eos_token in tokenizer_config.json and eos_token_id in config.json agree"
+            f"{path}: the tokenizer ends a response with token {own} ({tokenizer.eos_token}), the model with "
+            f"{of_model}; make eos_token in tokenizer_config.json and eos_token_id in config.json agree"
         )
 
 
