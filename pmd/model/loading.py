@@ -28,7 +28,7 @@ from pmd.model import ends
 from pmd.model.attention import PACKED
 from pmd.model.device import check_device
 from pmd.model.distributed import barrier, world
-from pmd.model.forward import compute_type
+from pmd.model.forward import check_attention, compute_type
 from pmd.model.sharding import full_weights, local, own_rows, shard, sharded
 
 logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
@@ -48,7 +48,7 @@ def load_policy(
     `precision`); None: that of the weights. divided: shard the policy among the ranks (pmd/model/sharding.py). Its
     weights are then fp32 whatever `dtype` says, and every rank reads only its own rows. Nothing is unpickled, no remote
     code runs, and the network is used only if a revision is named. ValueError in one line that names the model and what
-    is missing, broken or not supported.
+    is missing, broken (weights that are NaN or, in this dtype, infinite) or not supported.
     """
     check_device(device, compute or dtype)
     path = directory(name)
@@ -57,18 +57,27 @@ def load_policy(
         config = AutoConfig.from_pretrained(path, **options)
         _check_architecture(config)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = _empty(path, config) if divided else _whole(path, getattr(torch, dtype, dtype))
+        try:
+            model = _empty(path, config) if divided else _whole(path, getattr(torch, dtype, dtype))
+        except KeyError as error:
+            raise (ValueError(BY_ITSELF.format(config.model_type)) if error.args == (PACKED,) else error) from error
         if not model.is_backend_compatible():
-            raise ValueError(f"{type(model).__name__} computes attention by itself; transformers' interface is needed")
+            raise ValueError(BY_ITSELF.format(type(model).__name__))
     _check_tokens(path, tokenizer, model)
     ends.declare(model, tokenizer)
     model.compute_dtype = getattr(torch, compute) if compute else model.dtype
-    if not divided:
-        return model.to(device), tokenizer
     with _explained(path):
-        shard(model, device)
-        _read_own_rows(model, path)
-    return model.eval(), tokenizer
+        if divided:
+            shard(model, device)
+            _read_own_rows(model, path)
+        model = model.eval() if divided else model.to(device)
+        _check_finite(model)
+        if not divided:
+            check_attention(model)
+    return model, tokenizer
+
+
+BY_ITSELF = "{} computes attention by itself; transformers' interface is needed"
 
 
 @contextmanager
@@ -149,13 +158,31 @@ def directory(name: str | Path) -> Path:
     return path
 
 
+ODD = {"doge": "a mask of its own for every head", "jetmoe": "heads that are chosen for every token"}
+"""Architectures that go through transformers' attention interface and yet do something else than attention."""
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    """ValueError naming the first weight, among this rank's rows, that is NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        rows = local(parameter).detach()
+        if rows.numel() and not all(bound.isfinite() for bound in rows.aminmax()):  # a NaN is both bounds
+            kind = str(rows.dtype).removeprefix("torch.")
+            help = "; a dtype of bfloat16 or float32 has a larger range" if rows.dtype == torch.float16 else ""
+            raise ValueError(f"{name} is NaN or infinite in {kind}{help}")
+
+
 def _check_architecture(config: PreTrainedConfig) -> None:
-    """ValueError if packed attention or `log_probs` would compute something else than the model does."""
+    """ValueError if packed attention, a decoder's cache or `log_probs` would compute something else than the model."""
     layers = getattr(config, "layer_types", None)
     unlike = sorted({*(layers or ())} - {"full_attention"})
     plain = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
     unlike += [key for key in plain if getattr(config, key, None) not in (None, 1)]
     unlike += ["sliding_window"] if not layers and getattr(config, "sliding_window", None) else []
+    if getattr(config, "kv_lora_rank", None):
+        width = getattr(config, "qk_nope_head_dim", 0) + getattr(config, "qk_rope_head_dim", 0)
+        unlike += [f"latent keys and values (keys of width {width}, values of width {config.v_head_dim})"]
+    unlike += [ODD[config.model_type]] if config.model_type in ODD else []
     if unlike:
         raise ValueError(f"{config.model_type} has {', '.join(unlike)}; it must have full attention and plain logits")
 

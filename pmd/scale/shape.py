@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pmd.files import ROOT, read_json
+from pmd.model.forward import layers
 from pmd.params import require
 
 
@@ -57,7 +58,7 @@ def shape(config: PreTrainedConfig) -> Shape:
         total=sum(sizes.values()),
         experts=sum(size for name, size in sizes.items() if ".experts." in name),
         used=routed / every if every else 1.0,
-        layer=max(sum(p.numel() for p in layer.parameters()) for layer in model.base_model.layers),
+        layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers(model)),
         head=config.vocab_size * config.hidden_size,
         tied=config.tie_word_embeddings,
         layers=config.num_hidden_layers,

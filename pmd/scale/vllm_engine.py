@@ -181,16 +181,17 @@ class VLLMEngine:
     def _prove(self, prompts: list[Sequence[int]], responses: list[list[int]], theirs: list[list[float]]) -> None:
         """RuntimeError on every rank unless every rank's responses were sampled from the present weights."""
         drift = self.drift = measure_drift(self.model, prompts, responses, theirs, self.pass_tokens)
-        line = None
-        if drift is not None and not math.isfinite(drift.mean):
-            line = not_finite(compute_type(self.model))
-        elif drift is not None and drift.mean > self.tolerance:
-            line = (
-                f"vLLM's log-probs of its own samples are {drift.mean:.3g} nats from the trainer's on average (largest "
-                f"{drift.largest:.3g}, {drift.tokens} tokens), more than the tolerance {self.tolerance:g}: it does not "
-                "sample from the present policy"
-            )
-        _stop(line and f"hand-over {self.handovers}: {line}")
+        proven = drift is None or drift.mean <= self.tolerance  # a NaN is no proof either
+        why = "it does not sample from the present policy"
+        if not proven and not math.isfinite(drift.mean):
+            why = f"if these are not vLLM's own, {not_finite(compute_type(self.model))}"
+        _stop(
+            None
+            if proven
+            else f"hand-over {self.handovers}: vLLM's log-probs of its own samples are {drift.mean:.3g} nats from the "
+            f"trainer's on average (largest {drift.largest:.3g}, {drift.tokens} tokens), more than the tolerance "
+            f"{self.tolerance:g}: {why}"
+        )
 
 
 def ranks_per_engine(options: dict[str, Any]) -> int:
