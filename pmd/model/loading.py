@@ -181,7 +181,9 @@ def _check_architecture(config: PreTrainedConfig) -> None:
     unlike += ["sliding_window"] if not layers and getattr(config, "sliding_window", None) else []
     if getattr(config, "kv_lora_rank", None):
         width = getattr(config, "qk_nope_head_dim", 0) + getattr(config, "qk_rope_head_dim", 0)
-        unlike += [f"latent keys and values (keys of width {width}, values of width {config.v_head_dim})"]
+        unlike += [
+            f"latent keys and values (keys of width {width}, values of width {getattr(config, 'v_head_dim', None)})"
+        ]
     unlike += [ODD[config.model_type]] if config.model_type in ODD else []
     if unlike:
         raise ValueError(f"{config.model_type} has {', '.join(unlike)}; it must have full attention and plain logits")
