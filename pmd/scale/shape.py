@@ -53,7 +53,9 @@ def shape(config: PreTrainedConfig) -> Shape:
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     every = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     routed = config.num_experts_per_tok if every else 0
-    own = getattr(config, "moe_intermediate_size", config.intermediate_size)
+    names = ("intermediate_size", "ffn_dim", "n_inner")  # OPT's and GPT-2's, whose null stands for 4 x hidden
+    wide = next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
+    own = getattr(config, "moe_intermediate_size", wide)
     return Shape(
         total=sum(sizes.values()),
         experts=sum(size for name, size in sizes.items() if ".experts." in name),
@@ -67,7 +69,7 @@ def shape(config: PreTrainedConfig) -> Shape:
         heads=heads,
         query=heads * width,
         key=kv_heads * width,
-        feedforward=routed * own if every else config.intermediate_size,
+        feedforward=routed * own if every else wide,
         routed=routed,
         normed=any(".q_norm." in name for name in sizes),
     )
