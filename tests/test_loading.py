@@ -398,7 +398,7 @@ LATENT = {"kv_lora_rank": 8, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_
         ("jetmoe", {"hidden_size": 32}, "jetmoe has heads that are chosen for every token"),
         ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "gptj computes attention by itself"),
         ("bert", SMALL, "BertLMHeadModel does not compute its hidden states by causal attention alone"),
-        ("nemotron", SMALL, "NemotronAttention does not hand packed tokens' layout to attention"),
+        ("nemotron", SMALL | {"num_key_value_heads": 4}, "NemotronAttention is not handed the layout"),
     ],
 )
 def test_an_architecture_that_does_more_than_attention_is_refused_in_one_line(tiny, tmp_path, kind, sizes, reason):

@@ -198,9 +198,12 @@ def test_a_share_of_a_batch_is_sampled_as_in_the_whole(tiny):
 @pytest.mark.parametrize("static", [False, True])
 def test_temperature_zero_takes_the_likeliest_token_every_time(tiny, static):
     """The same as a top-p so small that one token is left, whatever the seed; and the same for all n."""
-    engine = TorchEngine(tiny[0], 1, static=static)
-    greedy = engine.sample(PROMPTS, 3, Sampling(20, 0), 5)
-    assert greedy == TorchEngine(tiny[0], 1).sample(PROMPTS, 3, Sampling(20, 1.0, 1e-6), 6)
+    model, generator = copy.deepcopy(tiny[0]), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # else it repeats the prompt's last token
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    greedy = TorchEngine(model, 1, static=static).sample(PROMPTS, 3, Sampling(20, 0), 5)
+    assert greedy == TorchEngine(model, 1).sample(PROMPTS, 3, Sampling(20, 1.0, 1e-6), 6)
     assert all(group[0] == group[1] == group[2] for group in greedy)
     assert len({tuple(group[0]) for group in greedy}) == len(PROMPTS)
     assert choose(torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 0.0]]), torch.rand(2), Sampling(1, 0)).tolist() == [1, 0]

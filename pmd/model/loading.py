@@ -180,10 +180,8 @@ def _check_architecture(config: PreTrainedConfig) -> None:
     unlike += [key for key in plain if getattr(config, key, None) not in (None, 1)]
     unlike += ["sliding_window"] if not layers and getattr(config, "sliding_window", None) else []
     if getattr(config, "kv_lora_rank", None):
-        width = getattr(config, "qk_nope_head_dim", 0) + getattr(config, "qk_rope_head_dim", 0)
-        unlike += [
-            f"latent keys and values (keys of width {width}, values of width {getattr(config, 'v_head_dim', None)})"
-        ]
+        nope, rope, value = (getattr(config, f"{part}_head_dim", 0) for part in ("qk_nope", "qk_rope", "v"))
+        unlike += [f"latent keys of width {nope + rope} and values of width {value}"]
     unlike += [ODD[config.model_type]] if config.model_type in ODD else []
     if unlike:
         raise ValueError(f"{config.model_type} has {', '.join(unlike)}; it must have full attention and plain logits")
