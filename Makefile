@@ -1,4 +1,4 @@
-# From clone to paper. Needs git and Python 3.11 or 3.12 (another name or place: make PYTHON=python3.12).
+# From clone to paper. Needs git and Python 3.11 to 3.13 (another name or place: make PYTHON=python3.12).
 #
 #   make repro   install, then run the whole pipeline: training, evaluation, every figure and table
 #   make test    install, then ruff, pytest, nbval over every notebook and the smoke pipeline
@@ -13,18 +13,20 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
-# threads that wait for work leave their core to others soon: see SPIN in pmd/notebook.py
-export GOMP_SPINCOUNT ?= 1000
-# a kernel "python3" in the user's home must not shadow the environment's
+# a kernel "python3" in the user's home must not shadow the environment's when nbval runs notebooks
 export JUPYTER_PREFER_ENV_PATH := 1
-SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
+SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
 .PHONY: setup repro test test-vllm test-stacks nbval smoke bases lock gpu benchmark clean
 
 setup: .venv/installed
 
+# An unpacked ZIP becomes a git repository, which tests, the smoke run and DVC's experiments need.
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c '$(SUPPORTED)'
+	@test -w . || { echo "$(CURDIR) cannot be written: copy it to a folder of your own" >&2; exit 1; }
+	@test -e .git || { git init --quiet && git add --all && printf '[core]\n    no_scm = false\n' > .dvc/config.local && \
+	  git -c user.name=pmd -c user.email=pmd@localhost commit --quiet --message "As downloaded"; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock -e .
 	.venv/bin/python -m compileall -qq -j 0 .venv/lib || true # as pip does, on all cores; some packages' templates are no Python

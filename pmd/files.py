@@ -20,11 +20,12 @@ def atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     Raises OSError in one line naming `path` (a full disk, a missing permission); `path` keeps its old content.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -33,7 +34,8 @@ def atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error}); what was there before is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -17,13 +17,9 @@ from typing import Any
 import papermill
 from ruamel.yaml import YAML
 
-from pmd import params
+from pmd import SPIN, params
 from pmd.files import ROOT, write_json
 from pmd.processes import machine, peak_memory_mb
-
-SPIN = "1000"
-"""How many times a thread of GNU OpenMP looks for work before it sleeps. By default it keeps looking for milliseconds;
-where another program wants that core, a stage on two threads then takes three times as long as with a shared core."""
 
 
 def declared(notebook: Path) -> list[str]:
@@ -62,6 +58,7 @@ def execute(notebook: Path, stage: str, given: dict[str, Any]) -> None:
     copy = folder / "notebooks" / f"{stage}.ipynb"
     copy.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # a kernel "python3" in the user's home is another Python
     start = time.perf_counter()
     try:
         papermill.execute_notebook(

@@ -11,6 +11,7 @@ import difflib
 import io
 import re
 import typing
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -67,6 +68,15 @@ def must(good: Callable[[Any], bool], allowed: str) -> AfterValidator:
 def one_of(names: Collection[str]) -> AfterValidator:
     """For `Annotated[str, one_of(names)]`: one of these names and no other string."""
     return must(names.__contains__, f"one of {', '.join(names)}")
+
+
+def greedy_once(values: Any) -> Any:
+    """For `model_validator(mode="before")`: at temperature 0 all k responses to a problem are the same, so k is 1."""
+    greedy = isinstance(values, dict) and type(values.get("temperature")) in (int, float) and not values["temperature"]
+    if not greedy or type(values.get("k")) is not int or values["k"] <= 1:
+        return values
+    warnings.warn(f"k: got {values['k']}, taken as 1, since temperature 0 is greedy decoding", stacklevel=2)
+    return values | {"k": 1}
 
 
 Device = Annotated[str, must(re.compile(r"cpu|mps|cuda(:\d+)?").fullmatch, "cpu, cuda, cuda:1 or the like")]

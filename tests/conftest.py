@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pmd import processes
 from pmd.model.from_scratch import build_policy
@@ -22,6 +24,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 def tiny():
     """A two-layer policy of width 32 with grouped keys, and its tokenizer."""
     return build_policy(SYMBOLS, layers=2, width=32, heads=4, kv_heads=2, feedforward=64, seed=3)
+
+
+OTHER_ARCHITECTURES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # one key head for all query heads
+    "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "word_embed_proj_dim": 16, "max_position_embeddings": 64, "dropout": 0.5},
+}  # fmt: skip
+"""Small sizes of architectures whose parts have other names than those of `tiny`."""
+
+
+@pytest.fixture
+def folder_of(tiny, tmp_path):
+    """What makes a model folder of an architecture by its name, of OTHER_ARCHITECTURES or with sizes given."""
+
+    def make(kind: str, **sizes: int) -> Path:
+        config = AutoConfig.for_model(
+            kind,
+            vocab_size=16,
+            bos_token_id=1,
+            eos_token_id=1,
+            pad_token_id=0,
+            **OTHER_ARCHITECTURES.get(kind, {}),
+            **sizes,
+        )
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # so far from zero that a response may end
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+        save_policy(model, tiny[1], tmp_path / kind)
+        return tmp_path / kind
+
+    return make
 
 
 @pytest.fixture

@@ -341,3 +341,15 @@ def test_the_page_shows_one_of_each_and_no_text_escapes_its_block():
     assert long.endswith("z\n```")
     none = examples.page(samples[samples["correct"]], PROBLEMS[:2], "t")
     assert "## A failed one: 0 of 2 responses\n\n## A truncated" in none
+
+
+def test_temperature_zero_is_greedy_and_takes_k_as_one():
+    with pytest.warns(UserWarning, match="k: got 4, taken as 1, since temperature 0 is greedy decoding"):
+        greedy = config(temperature=0, k=4)
+    assert (greedy.k, greedy.temperature) == (1, 0)
+    assert config(temperature=0.0, k=1).k == 1
+    assert config(temperature=0.5, k=4).k == 4
+    with pytest.raises(ValueError, match=r"temperature: got -0\.1, must be at least 0"):
+        config(temperature=-0.1)
+    with pytest.raises(ValueError, match=r"k: got 0, must be at least 1"):
+        config(temperature=0, k=0)

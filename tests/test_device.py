@@ -62,3 +62,9 @@ def test_the_facts_of_this_machine_are_read():
 def test_what_other_processes_hold_is_said_but_not_this_ones_own_context():
     assert held(79.2 * GIB, 80 * GIB) is None
     assert held(29 * GIB, 80 * GIB) == "other processes hold 50.0 of its 80.0 GiB"
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple's GPU is here")
+def test_a_missing_gpu_of_apples_is_one_line():
+    with pytest.raises(ValueError, match=r"^device: got .mps., but PyTorch sees no GPU of Apple.s; choose cpu"):
+        check_device("mps")

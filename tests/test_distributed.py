@@ -91,6 +91,19 @@ def test_two_ranks_train_as_one_process_does(tiny_dir, tmp_path, one_rank):
         assert max((one[name] - start[name]).abs().max() for name in one) > 1e-3  # three steps of lr 1e-3
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_two_ranks_train_architectures_with_other_names(folder_of, tmp_path, kind, monkeypatch):
+    """Recomputed too: OPT's layers would drop out of what they add, and the losses would differ."""
+    monkeypatch.setattr(scoring, "verify", low)
+    base = folder_of(kind)
+    two_ranks(base, {tmp_path / "2": STEPS | {"checkpoint_activations": True}})
+    train(config(**STEPS), base, PROBLEMS, SETS, tmp_path / "1", progress=False)
+    one, two = (read_jsonl(tmp_path / count / "log.jsonl") for count in ("1", "2"))
+    for key in ("loss", "grad_norm", "entropy"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-5)
+    assert all(row["grad_norm"] > 0 for row in one)
+
+
 def shorten(out: Path, steps: int) -> None:
     """Make a finished run one that was stopped at its last checkpoint, of so many steps in all."""
     (out / "result.json").unlink()

@@ -52,3 +52,14 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xb0\xff")
     with pytest.raises(ValueError, match=r"a\.jsonl: not UTF-8 text"):
         files.read_jsonl(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("call", ["mkstemp", "mkdir"])
+def test_a_folder_that_cannot_be_written_is_one_line_that_names_the_file(tmp_path, monkeypatch, call):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(*((files.tempfile, call) if call == "mkstemp" else (Path, call)), refuse)
+    with pytest.raises(OSError, match=r"new/a\.txt: could not be written \(.*Permission denied") as caught:
+        files.write_text(tmp_path / "new" / "a.txt", "x")
+    assert "\n" not in str(caught.value)

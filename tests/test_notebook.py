@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core import paths
 
 from pmd import notebook
 from pmd.__main__ import main
@@ -54,6 +58,35 @@ def test_an_error_in_a_cell_is_one_line_and_exit_not_zero(tmp_path, monkeypatch)
     ):
         main(["notebook", str(tmp_path / "bad.ipynb"), "-p", "preset=x"])
     assert not (tmp_path / "runs" / "x" / "stages" / "bad.json").exists()
+
+
+def test_a_users_own_kernel_does_not_shadow_the_environments(tmp_path, monkeypatch):
+    """`python3` in the home folder is another Python; a stage prefers this one's."""
+    mine = tmp_path / "data" / "kernels" / "python3"
+    mine.mkdir(parents=True)
+    (mine / "kernel.json").write_text('{"argv": ["other"], "display_name": "Mine", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "prefer_environment_over_user", lambda: os.environ.get("JUPYTER_PREFER_ENV_PATH") == "1")
+    monkeypatch.delenv("JUPYTER_PREFER_ENV_PATH", raising=False)
+    assert KernelSpecManager().get_kernel_spec("python3").argv == ["other"]
+    found = []
+    monkeypatch.setattr(
+        notebook.papermill,
+        "execute_notebook",
+        lambda *_, **__: found.append(KernelSpecManager().get_kernel_spec("python3").argv),
+    )
+    notebook.execute(TRAIN, "x", {"preset": "x"})
+    monkeypatch.delenv("JUPYTER_PREFER_ENV_PATH")
+    assert "ipykernel_launcher" in found[0]
+
+
+def test_in_any_kernel_threads_sleep_soon_once_pmd_is_imported():
+    command = [sys.executable, "-c", "import os, pmd; print(os.environ['GOMP_SPINCOUNT'])"]
+    for given, seen in (({}, notebook.SPIN), ({"GOMP_SPINCOUNT": "77"}, "77")):
+        clean = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+        done = subprocess.run(command, env=clean | given, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == seen
 
 
 def test_cost_names_the_machine():

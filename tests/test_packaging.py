@@ -1,7 +1,10 @@
 """What a new user installs: versions agree, notebooks are clean, no file holds a path of one machine."""
 
+import configparser
+import io
 import re
 import subprocess
+import tarfile
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -143,3 +146,36 @@ def test_no_file_holds_a_path_of_one_machine():
 def test_no_file_is_large():
     large = {str(path.relative_to(ROOT)): path.stat().st_size for path in files() if path.stat().st_size > 1_000_000}
     assert large == {}, "above 1 MB"
+
+
+def test_line_ends_stay_as_they_are_pinned_whatever_git_is_told(tmp_path):
+    """With core.autocrlf, as on many machines: a clone's files have the bytes of the checkout that it was made from."""
+    names = ["scripts/train.slurm", "notebooks/0-theory.ipynb", "dvc.lock", "results/reference/reported_30b_curves.csv"]
+    (tmp_path / "from").mkdir()
+    for name in [".gitattributes", *names]:
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes((ROOT / name).read_bytes())
+    git = ["git", "-c", "core.autocrlf=true", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=tmp_path / "from", check=True)
+    subprocess.run([*git, "clone", "-q", "from", "to"], cwd=tmp_path, check=True)
+    for name in names:
+        assert (tmp_path / "to" / name).read_bytes() == (ROOT / name).read_bytes(), name
+
+
+def test_a_zip_tells_dvc_that_there_is_no_git_and_a_clone_does_not(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    for name in (".gitattributes", ".dvc/config"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=tmp_path, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        unpacked = configparser.ConfigParser()
+        unpacked.read_string(opened.extractfile(".dvc/config").read().decode())
+    cloned = configparser.ConfigParser()
+    cloned.read_string((ROOT / ".dvc" / "config").read_text())
+    common = {"analytics": "false", "check_update": "false"}
+    assert dict(cloned["core"]) in (common, common | {"no_scm": "true"})  # the latter if this is a ZIP itself
+    assert dict(unpacked["core"]) == common | {"no_scm": "true"}

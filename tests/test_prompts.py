@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
+import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from pmd.problems import prompts
 
@@ -69,3 +72,51 @@ def test_over_long_prompts_are_dropped_and_counted(tiny):
         prompts.fit(tokenizer, problems, 6, room=5)
     tokenizer.chat_template = CHAT  # three tokens more, which count
     assert prompts.fit(tokenizer, problems, 7) == (problems[1:3], 2)
+
+
+def test_an_end_that_the_tokenizer_appends_is_left_out(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    plain = tokenizer.encode("1+2=")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    assert tokenizer.encode("1+2=") == [*plain, 1]
+    assert prompts.encode(tokenizer, "1+2=") == plain
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    assert prompts.encode(tokenizer, "1+2=") == [1, *plain]  # a beginning stays
+
+
+NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system message is needed') }}{% endif %}"
+LOSES_FIRST = "{% set system = messages[0]['content'] %}"
+
+
+@pytest.mark.parametrize(
+    ("before", "turns"), [(NEEDS_SYSTEM, "messages"), (LOSES_FIRST, "messages[1:]")], ids=["refuses", "loses"]
+)
+def test_a_template_that_needs_a_system_message_gets_one(tiny, before, turns):
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template = before + CHAT.replace("in messages", f"in {turns}")
+    with pytest.warns(UserWarning, match="needs a system message: 'You are a helpful assistant.' is put before"):
+        ids = prompts.encode(tokenizer, "1+2")
+    assert tokenizer.convert_ids_to_tokens(ids)[-6:] == ["<unk>", "1", "+", "2", "<unk>", "="]
+    assert len(ids) == (6 if turns != "messages" else 6 + 2 + len(prompts.SYSTEM))
+
+
+def test_a_template_that_takes_no_prompt_is_refused_in_one_line(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template = "{{ raise_exception('tools\\nalone') }}"
+    with pytest.raises(ValueError, match=r"^chat_template: it takes no prompt as the user's message \(tools alone\)"):
+        prompts.encode(tokenizer, "1+2")
+    tokenizer.chat_template = "Hello!"
+    with pytest.raises(ValueError, match=r"\(it leaves the user's message out\), with a system message or not$"):
+        prompts.encode(tokenizer, "1+2")
+
+
+def test_a_template_that_prints_the_date_is_warned_of(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template = "{{ strftime_now('%d') }}" + CHAT
+    with pytest.warns(UserWarning, match="prints today's date: prompts, and with them results, change from day to day"):
+        ids = prompts.encode(tokenizer, "1+2")
+    assert tokenizer.convert_ids_to_tokens(ids)[:2] == list(time.strftime("%d"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prompts.encode(tokenizer, "1+2")  # once a tokenizer
+        prompts.encode(tiny[1], "1+2")

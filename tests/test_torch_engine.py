@@ -20,6 +20,7 @@ from pmd.sampling import static_decoder
 from pmd.sampling.choice import choose, nucleus
 from pmd.sampling.engine import Sampling
 from pmd.sampling.torch_engine import KVCache, TorchEngine
+from tests.conftest import OTHER_ARCHITECTURES
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
 
@@ -178,7 +179,10 @@ def test_a_prompt_and_its_response_stay_within_the_models_context(tiny, static):
         engine.sample(PROMPTS, 1, Sampling(most - longest + 1), 0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("max_tokens", 0), ("temperature", 0.0), ("top_p", 0.0), ("top_p", 1.5)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.5)],
+)
 def test_bad_sampling_is_refused(key, value):
     with pytest.raises(ValueError, match=key):
         Sampling(**({"max_tokens": 5} | {key: value}))
@@ -189,6 +193,45 @@ def test_a_share_of_a_batch_is_sampled_as_in_the_whole(tiny):
     whole = engine.sample(prompts, 3, Sampling(6), 11)
     assert engine.sample(prompts[:2], 3, Sampling(6), 11) + engine.sample(prompts[2:], 3, Sampling(6), 11, 2) == whole
     assert engine.sample(prompts[2:], 3, Sampling(6), 11) != whole[2:]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_temperature_zero_takes_the_likeliest_token_every_time(tiny, static):
+    """The same as a top-p so small that one token is left, whatever the seed; and the same for all n."""
+    model, generator = copy.deepcopy(tiny[0]), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # else it repeats the prompt's last token
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    greedy = TorchEngine(model, 1, static=static).sample(PROMPTS, 3, Sampling(20, 0), 5)
+    assert greedy == TorchEngine(model, 1).sample(PROMPTS, 3, Sampling(20, 1.0, 1e-6), 6)
+    assert all(group[0] == group[1] == group[2] for group in greedy)
+    assert len({tuple(group[0]) for group in greedy}) == len(PROMPTS)
+    assert choose(torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 0.0]]), torch.rand(2), Sampling(1, 0)).tolist() == [1, 0]
+    rows = torch.tensor([1, 0, 1])
+    assert choose(torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.rand(3), Sampling(1, 0), rows).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "why"), [("float16", "a dtype of bfloat16 or float32"), ("float32", "its weights are")]
+)
+def test_logits_that_are_no_numbers_are_an_error(tiny, dtype, why, static, temperature):
+    """Every weight is finite: the numbers overflow on the way, at the second prompt alone."""
+    model = copy.deepcopy(tiny[0]).to(getattr(torch, dtype))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[13] = torch.finfo(model.dtype).max  # its square is infinite
+        model.base_model.norm.weight.fill_(float("inf") if dtype == "float32" else 1)
+        model.base_model.layers[0].mlp.down_proj.weight.fill_(6e4)
+    engine = TorchEngine(model, 1, static=static)
+    with pytest.raises(FloatingPointError, match=rf"^the model's logits are NaN or infinite in {dtype}: {why}"):
+        engine.sample(PROMPTS, 2, Sampling(6, temperature), 0)
+
+
+def test_logits_that_are_no_numbers_choose_no_token():
+    logits = torch.tensor([[0.0, float("nan")], [0.0, float("inf")], [0.0, 1.0]])
+    for temperature in (0.0, 1.0):
+        assert choose(logits, torch.full((3,), 0.9), Sampling(1, temperature)).tolist() == [2, 2, 1]
 
 
 # --- decoding in static shapes, as on a GPU ---------------------------------------------------------------------------
@@ -237,6 +280,16 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(static_decoder, "recorder", lambda device: record)
     return made
+
+
+@pytest.mark.parametrize("kind", OTHER_ARCHITECTURES)
+def test_other_architectures_decode_in_static_shapes(folder_of, kind, recordings):
+    model, _ = load_policy(folder_of(kind))
+    expected = TorchEngine(model, 1).sample(PROMPTS, 4, Sampling(40), 3)
+    assert TorchEngine(model, 1, static=True).sample(PROMPTS, 4, Sampling(40), 3) == expected
+    uniform = torch.rand(len(PROMPTS), 4, 40, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert expected[1][2] == plain_sample(model, PROMPTS[1], uniform[1, 2], Sampling(40), 1)
 
 
 @pytest.mark.parametrize("run", [lambda: torch.ones(1).item(), lambda: torch.tensor([1.0])])

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from pmd.evaluators.examples import page
 from pmd.evaluators.intervals import problem_interval
 from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
 from pmd.model.loading import load_policy
-from pmd.params import Device, FileName, Settings, one_of, require
+from pmd.params import Device, FileName, Settings, greedy_once, one_of, require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
@@ -60,11 +60,13 @@ class Benchmark(Settings):
     device: Device  # cpu, cuda, cuda:1, …
     dtype: Annotated[str, one_of(DTYPES)]  # of the weights
     k: int = Field(ge=1)  # responses to each problem
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=0)  # 0: greedy decoding, and then k is 1
     top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
     max_tokens: int = Field(ge=1)  # the longest response
     max_prompt_tokens: int = Field(ge=1)  # longer prompts are left out, and counted
     seed: int = Field(ge=0)
+
+    _greedy = model_validator(mode="before")(greedy_once)
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------

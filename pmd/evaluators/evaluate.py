@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pmd.params import Device, Settings, require
+from pmd.params import Device, Settings, greedy_once, require
 from pmd.problems.prompts import within
 from pmd.sampling.seeds import derive
 
@@ -18,12 +18,14 @@ class Evaluate(Settings):
 
     sets: list[str] = Field(min_length=1)  # problem sets, by the names of their files
     k: int = Field(ge=1)  # responses to each problem
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=0)  # 0: greedy decoding, and then k is 1
     top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
     max_tokens: int = Field(ge=1)  # the longest response
     seed: int = Field(ge=0)
     device: Device  # cpu, cuda, cuda:1, …
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights and of what is computed with them
+
+    _greedy = model_validator(mode="before")(greedy_once)
 
 
 def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]]) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from pmd.harness.policy import make_policy
 from pmd.problems.reader import read_problems
 from pmd.sampling.seeds import derive
 from pmd.theory.population import population_update
+from pmd.theory.weighted import weighted_update
 from pmd.trainer.objectives import Hyper, group_mean
 from pmd.trainer.rollouts import Rollouts
 from pmd.trainer.update import learn
@@ -140,10 +141,12 @@ def theory(batch: Rollouts, tau: float, normalise: str) -> dict[str, np.ndarray]
 def predicted_log_ratio(rewards: np.ndarray, weights: np.ndarray, tau: float) -> np.ndarray:
     """s [G, n] of the population update on the empirical distribution of each group, its mean as the baseline.
 
-    TODO(weighted): `weights` are ignored until pmd/theory/weighted.py is there, whose `weighted_update(probs, rewards,
-    weights, tau)` takes them; then this is `weighted_update(probs, rewards, weights, tau).log_ratio`.
+    weights: [G, n], by which the regression weighs a response; equal ones are the theorem's own case.
     """
-    return population_update(np.full_like(rewards, 1 / rewards.shape[1]), rewards, tau).log_ratio
+    probs = np.full_like(rewards, 1 / rewards.shape[1])
+    if np.ptp(weights) == 0:
+        return population_update(probs, rewards, tau).log_ratio
+    return weighted_update(probs, rewards, weights, tau).log_ratio
 
 
 def lengths(one: Rollouts) -> np.ndarray:

@@ -32,6 +32,8 @@ def packed_attention(module, query, key, value, attention_mask, layout: Packed |
     """
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotary embedding made them fp32
+    if layout is None and attention_mask is None:
+        raise ValueError(f"{type(module).__name__} is not handed the layout of packed tokens: it is not supported")
     if layout is None:
         return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     if layout.mask is not None:

@@ -33,6 +33,8 @@ class Cuda:
 
 def check_device(device: str, dtype: str = "float32") -> None:
     """ValueError in one line unless this PyTorch can compute there in this type, one of torch's names."""
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: got 'mps', but PyTorch sees no GPU of Apple's; choose cpu or cuda")
     if device.partition(":")[0] == "cuda" and (line := refusal(device, dtype, _cuda(device))):
         raise ValueError(line)
 

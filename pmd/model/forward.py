@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pmd.model.packing import Packed
+from pmd.model.attention import PACKED
+from pmd.model.packing import Packed, pack
 
 COMPILED_LOSS = True
 """On CUDA, compile what turns logits into log-probabilities; False is the way back if a compiler fails."""
@@ -45,16 +46,28 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise ValueError(f"train.checkpoint_activations: got True, must be False for a {type(model).__name__}")
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers(model):  # which `_recomputed` puts into training mode, where OPT's drop out of what they add
+        vars(layer).update({name: 0.0 for name in vars(layer) if "dropout" in name})
 
 
 def compile_layers(model: PreTrainedModel) -> None:
     """Let torch.compile fuse the norms and feed-forward blocks of every layer, for any number of tokens.
 
-    They are compiled one by one, inside what FSDP2 gathers and what is recomputed, so both see no difference.
+    They are compiled one by one, inside what FSDP2 gathers and what is recomputed, so both see no difference. A single
+    matrix product, as in OPT's layers, has nothing to be fused with.
     """
-    for layer in model.base_model.layers:
-        for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
-            part.compile(dynamic=True)
+    for layer in layers(model):
+        for part in layer.children():
+            kind = type(part).__name__
+            if "Norm" in kind or ("Attention" not in kind and any(part.children())):
+                part.compile(dynamic=True)
+
+
+def layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, whatever its architecture calls them: the list of as many modules as there are layers."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
+    return next(found for found in lists if len(found) == count)
 
 
 @contextmanager
@@ -142,6 +155,42 @@ def packed_log_probs(
             input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
         ).last_hidden_state[0]
         return _token_log_probs(model.get_output_embeddings(), hidden, packed, temperature, entropy)
+
+
+UNLIKE = {torch.float32: 1e-3}
+"""The largest relative difference of the hidden states in a trial; 0.3 in types of 16 bits, whose rounding may send a
+token to other experts."""
+
+
+@torch.no_grad()
+def check_attention(model: PreTrainedModel) -> None:
+    """ValueError unless packed tokens get the hidden states that the model's own attention gives, sequence by sequence.
+
+    It finds an architecture that does more than attention between tokens, such as a recurrence or a mask of its own.
+    Only for a policy in one piece: of a sharded one, layers are gathered in a pass of the whole alone.
+    """
+    ids = [i % model.get_input_embeddings().num_embeddings for i in range(3, 18)]  # any tokens do
+    prompts, responses = [ids[:3], ids[3:6]], [[ids[6:9], ids[9:11]], [ids[11:15]]]
+    packed = pack(prompts, responses, model.device, "blocks")
+    with precision(model):
+        got = model.base_model(
+            input_ids=packed.ids, position_ids=packed.positions, layout=packed, use_cache=False
+        ).last_hidden_state[0, packed.predictor]
+        model.set_attn_implementation("eager")
+        own = []
+        for prompt, group in zip(prompts, responses, strict=True):
+            for response in group:
+                ids = torch.tensor([prompt + response[:-1]], device=model.device)
+                states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+                own.append(states[len(prompt) - 1 :])
+        model.set_attn_implementation(PACKED)
+    expected = torch.cat(own).float()
+    off = ((got.float() - expected).norm() / expected.norm()).item()
+    if not off <= UNLIKE.get(compute_type(model), 0.3):
+        raise ValueError(
+            f"{type(model).__name__} does not compute its hidden states by causal attention alone: packed tokens get "
+            f"others, by {off:.2g} of their norm; such an architecture is not supported"
+        )
 
 
 def chosen_log_probs(logits: Tensor, target: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor | None]:

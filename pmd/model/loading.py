@@ -24,10 +24,11 @@ from transformers import (
 from transformers.utils import logging
 
 from pmd.files import read_json, write_json
+from pmd.model import ends
 from pmd.model.attention import PACKED
 from pmd.model.device import check_device
 from pmd.model.distributed import barrier, world
-from pmd.model.forward import compute_type
+from pmd.model.forward import check_attention, compute_type
 from pmd.model.sharding import full_weights, local, own_rows, shard, sharded
 
 logging.disable_progress_bar()  # a bar for every load and save of a model drowns the run's own
@@ -47,7 +48,7 @@ def load_policy(
     `precision`); None: that of the weights. divided: shard the policy among the ranks (pmd/model/sharding.py). Its
     weights are then fp32 whatever `dtype` says, and every rank reads only its own rows. Nothing is unpickled, no remote
     code runs, and the network is used only if a revision is named. ValueError in one line that names the model and what
-    is missing, broken or not supported.
+    is missing, broken (weights that are NaN or, in this dtype, infinite) or not supported.
     """
     check_device(device, compute or dtype)
     path = directory(name)
@@ -56,17 +57,27 @@ def load_policy(
         config = AutoConfig.from_pretrained(path, **options)
         _check_architecture(config)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = _empty(path, config) if divided else _whole(path, getattr(torch, dtype, dtype))
+        try:
+            model = _empty(path, config) if divided else _whole(path, getattr(torch, dtype, dtype))
+        except KeyError as error:
+            raise (ValueError(BY_ITSELF.format(config.model_type)) if error.args == (PACKED,) else error) from error
         if not model.is_backend_compatible():
-            raise ValueError(f"{type(model).__name__} computes attention by itself; transformers' interface is needed")
+            raise ValueError(BY_ITSELF.format(type(model).__name__))
     _check_tokens(path, tokenizer, model)
+    ends.declare(model, tokenizer)
     model.compute_dtype = getattr(torch, compute) if compute else model.dtype
-    if not divided:
-        return model.to(device), tokenizer
     with _explained(path):
-        shard(model, device)
-        _read_own_rows(model, path)
-    return model.eval(), tokenizer
+        if divided:
+            shard(model, device)
+            _read_own_rows(model, path)
+        model = model.eval() if divided else model.to(device)
+        _check_finite(model)
+        if not divided:
+            check_attention(model)
+    return model, tokenizer
+
+
+BY_ITSELF = "{} computes attention by itself; transformers' interface is needed"
 
 
 @contextmanager
@@ -147,30 +158,48 @@ def directory(name: str | Path) -> Path:
     return path
 
 
+ODD = {"doge": "a mask of its own for every head", "jetmoe": "heads that are chosen for every token"}
+"""Architectures that go through transformers' attention interface and yet do something else than attention."""
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    """ValueError naming the first weight, among this rank's rows, that is NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        rows = local(parameter).detach()
+        if rows.numel() and not all(bound.isfinite() for bound in rows.aminmax()):  # a NaN is both bounds
+            kind = str(rows.dtype).removeprefix("torch.")
+            help = "; a dtype of bfloat16 or float32 has a larger range" if rows.dtype == torch.float16 else ""
+            raise ValueError(f"{name} is NaN or infinite in {kind}{help}")
+
+
 def _check_architecture(config: PreTrainedConfig) -> None:
-    """ValueError if packed attention or `log_probs` would compute something else than the model does."""
+    """ValueError if packed attention, a decoder's cache or `log_probs` would compute something else than the model."""
     layers = getattr(config, "layer_types", None)
     unlike = sorted({*(layers or ())} - {"full_attention"})
     plain = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
     unlike += [key for key in plain if getattr(config, key, None) not in (None, 1)]
     unlike += ["sliding_window"] if not layers and getattr(config, "sliding_window", None) else []
+    if getattr(config, "kv_lora_rank", None):
+        nope, rope, value = (getattr(config, f"{part}_head_dim", 0) for part in ("qk_nope", "qk_rope", "v"))
+        unlike += [f"latent keys of width {nope + rope} and values of width {value}"]
+    unlike += [ODD[config.model_type]] if config.model_type in ODD else []
     if unlike:
         raise ValueError(f"{config.model_type} has {', '.join(unlike)}; it must have full attention and plain logits")
 
 
 def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """ValueError if the tokenizer is another model's: too many tokens, or another end of sequence."""
+    """ValueError if the tokenizer is another model's: too many tokens, or an end of sequence that neither the model nor
+    the tokenizer's own chat template knows."""
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {size}")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever end")
-    stated = [source.eos_token_id for source in (model.config, model.generation_config)]
-    ends = {end for ids in stated if ids is not None for end in (ids if isinstance(ids, list) else [ids])}
-    if ends and tokenizer.eos_token_id not in ends:
+    own, of_model, of_turn = tokenizer.eos_token_id, ends.declared(model), ends.turn_end(tokenizer)
+    if own is None and not of_model and not of_turn:
+        raise ValueError(f"{path}: no end-of-sequence token is declared, so no response could ever end")
+    if own is not None and of_model and own not in (*of_model, *of_turn):
         raise ValueError(
-            f"{path}: the tokenizer ends a response with token {tokenizer.eos_token_id} ({tokenizer.eos_token}), the "
-            f"model with {sorted(ends)}; make eos_token in tokenizer_config.json and eos_token_id in config.json agree"
+            f"{path}: the tokenizer ends a response with token {own} ({tokenizer.eos_token}), the model with "
+            f"{of_model}; make eos_token in tokenizer_config.json and eos_token_id in config.json agree"
         )
 
 

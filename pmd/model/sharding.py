@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from pmd.model.distributed import world
-from pmd.model.forward import SHARDED, compute_type, packed_log_probs
+from pmd.model.forward import SHARDED, compute_type, layers, packed_log_probs
 
 
 def trained_sharded(device: str) -> bool:
@@ -41,7 +41,7 @@ def shard(model: PreTrainedModel, device: str) -> None:
         return module if empty else module.to(device, torch.float32)
 
     mesh = init_device_mesh(torch.device(device).type, (world()[1],))
-    for layer in model.base_model.layers:
+    for layer in layers(model):
         fully_shard(place(layer), mesh=mesh, mp_policy=policy)
     fully_shard(place(model), mesh=mesh, mp_policy=policy)
     if empty:

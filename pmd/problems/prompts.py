@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmd.params import require
@@ -83,12 +85,49 @@ def asked_rule(question: str) -> str | None:
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """The token ids of one prompt, as a list.
 
-    If the tokenizer has a chat template, the prompt is the user's message, followed by the start of the assistant's.
+    If the tokenizer has a chat template, the prompt is the user's message, followed by the start of the assistant's;
+    SYSTEM stands before it where the template needs a system message. An end of sequence that the tokenizer appends
+    to every text is left out, since a response must follow. ValueError in one line if the template takes no prompt.
     """
-    if not tokenizer.chat_template:
-        return tokenizer.encode(prompt)
-    turn = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False))
+    if tokenizer.chat_template:
+        turns = [*_opening(tokenizer, str(tokenizer.chat_template)), {"role": "user", "content": prompt}]
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+    ids, eos = tokenizer.encode(prompt), tokenizer.eos_token_id
+    appended = len(ids) > 1 and ids[-1] == eos and not prompt.endswith(tokenizer.eos_token)
+    return ids[:-1] if appended else ids
+
+
+SYSTEM = "You are a helpful assistant."
+"""The system message of a chat template that cannot do without one."""
+
+TRIAL = "0123"
+"""The user's message by which a template is tried: digits, which no template changes."""
+
+
+@lru_cache(maxsize=8)
+def _opening(tokenizer: PreTrainedTokenizerBase, template: str) -> list[dict[str, str]]:
+    """The messages before the user's: none, or SYSTEM where the template refuses or loses a prompt that comes first.
+
+    It warns of that, and of a template that prints today's date.
+    """
+    if "strftime_now" in template:
+        warnings.warn(
+            "the chat template prints today's date: prompts, and with them results, change from day to day; "
+            "set the date in chat_template to a fixed one for numbers that can be repeated",
+            stacklevel=3,
+        )
+    why = "it leaves the user's message out"
+    for opening in ([], [{"role": "system", "content": SYSTEM}]):
+        try:
+            turns = [*opening, {"role": "user", "content": TRIAL}]
+            taken = TRIAL in tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # whatever the template raises
+            taken, why = False, " ".join(str(error).split())[:200]
+        if taken and opening:
+            warnings.warn(f"the chat template needs a system message: {SYSTEM!r} is put before prompts", stacklevel=3)
+        if taken:
+            return opening
+    raise ValueError(f"chat_template: it takes no prompt as the user's message ({why}), with a system message or not")
 
 
 def fit(

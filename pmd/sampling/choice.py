@@ -12,19 +12,40 @@ LIKELIEST = 1024
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | None = None) -> Tensor:
-    """Inverse-CDF sampling: logits [R, V] and uniform numbers [S] -> token ids [S].
+    """Inverse-CDF sampling: logits [R, V] and uniform numbers [S] -> token ids [S], and V where logits are not finite.
 
     row: [S], the row of logits that each number belongs to; None: S = R and each has a row of its own. The uniform
     numbers are drawn for each response beforehand, so a response does not depend on which others have ended.
     """
-    p = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    logits = logits.float()
+    if sampling.temperature == 0:
+        token = logits.argmax(-1, keepdim=True)  # a NaN counts as the largest
+        token = token.where(logits.gather(1, token).isfinite(), logits.shape[-1])[:, 0]
+        return token if row is None else token[row]
+    p = torch.softmax(logits / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         p = nucleus(p, sampling.top_p, LIKELIEST if p.is_cuda else p.shape[-1])
     cdf = p.cumsum(-1) if row is None else p.cumsum(-1)[row]
     total = cdf[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
-    token = torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
-    return token.clamp_max(p.shape[-1] - 1)  # NaN logits give V; the loss will report them
+    return torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
+
+
+def ended(tokens: Tensor, ends: Tensor) -> Tensor:
+    """Which of the tokens [S] are among `ends` [E]; a comparison that waits for no device."""
+    return (tokens[:, None] == ends).any(-1)
+
+
+def check_finite(tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> None:
+    """FloatingPointError if `choose` found logits that are not finite for any of these tokens."""
+    if (tokens == vocabulary).any():
+        raise FloatingPointError(not_finite(dtype))
+
+
+def not_finite(dtype: torch.dtype) -> str:
+    """In one line, that a model which computes in this type gives no probabilities, and what to do."""
+    help = "a dtype of bfloat16 or float32 has a larger range" if dtype == torch.float16 else "its weights are broken"
+    return f"the model's logits are NaN or infinite in {str(dtype).removeprefix('torch.')}: {help}"
 
 
 def nucleus(p: Tensor, top_p: float, most: int) -> Tensor:

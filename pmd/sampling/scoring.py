@@ -5,7 +5,7 @@ The rows, saved as parquet, are enough to compute every metric again without the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pandas as pd
 
@@ -34,20 +34,30 @@ def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: S
         return engine.sample([encode(tokenizer, problem["prompt"]) for problem in share], k, sampling, seed, first)
 
     responses = spread(work, problems, getattr(engine, "ranks_per_engine", 1))
-    rows = spread(lambda share, first: score(share, responses[first : first + len(share)], tokenizer), problems)
+    ends = ends_of(engine, tokenizer)
+    rows = spread(lambda share, first: score(share, responses[first : first + len(share)], tokenizer, ends), problems)
     return pd.DataFrame(rows).assign(seed=seed)[COLUMNS]
 
 
-def score(problems: list[dict], responses: Responses, tokenizer) -> list[dict]:
-    """Every response [problem][sample] as text, with its verdict; a flat list in order, verified in one batch."""
+def ends_of(engine: Engine, tokenizer) -> Collection[int]:
+    """The tokens with which an engine's responses end."""
+    return getattr(engine, "ends", None) or {tokenizer.eos_token_id}
+
+
+def score(problems: list[dict], responses: Responses, tokenizer, ends: Collection[int] | None = None) -> list[dict]:
+    """Every response [problem][sample] as text, with its verdict; a flat list in order, verified in one batch.
+
+    ends: the tokens that end a response, None for the tokenizer's own; the text is what stands before.
+    """
+    ends = ends or {tokenizer.eos_token_id}
     rows = [
         {
             "prompt_id": problem["id"],
             "sample": i,
             "prompt": problem["prompt"],
-            "response": tokenizer.decode(response, skip_special_tokens=True),
+            "response": tokenizer.decode(response[:-1] if response[-1] in ends else response, skip_special_tokens=True),
             "tokens": len(response),
-            "truncated": response[-1] != tokenizer.eos_token_id,
+            "truncated": response[-1] not in ends,
         }
         for problem, group in zip(problems, responses, strict=True)
         for i, response in enumerate(group)

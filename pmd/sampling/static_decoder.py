@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, P
 
 from pmd.model.attention import PACKED, dense_mask
 from pmd.model.sharding import allocate, full_weights
+from pmd.sampling.choice import check_finite, ended
 
 PREFILL = 8192
 """Tokens of a prefill pass, padding included. Its mask holds all pairs of places of each prompt: PREFILL times the
@@ -61,7 +62,8 @@ def row_bytes(config: PreTrainedConfig, capacity: int, dtype: torch.dtype) -> in
 def _shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Layers, key heads and their width."""
     d = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, getattr(config, "num_key_value_heads", config.num_attention_heads), d
+    of_queries = 1 if getattr(config, "multi_query", False) else config.num_attention_heads
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or of_queries, d
 
 
 def budget(device: torch.device) -> int:
@@ -244,25 +246,26 @@ def decode(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     of_row: Tensor,
-    eos: int,
+    ends: Sequence[int],
     pick: Callable[[Tensor, Tensor, int], Tensor],
     most: int,
 ) -> list[list[int]]:
     """At most `most` tokens for each of R rows; of_row [R], ascending: their prompts; pick(logits, rows, t): tokens.
 
-    A response ends with `eos`. Responses that have ended are computed further until half of the rows can be dropped.
+    A response ends with one of `ends`, and is computed further until half of the rows can be dropped.
     """
     rows = bucket(len(of_row), decoder.most)
     filled = torch.cat([of_row, of_row[-1:].expand(rows - len(of_row))])
-    logits, width = decoder.prefill(prompts, filled, eos)
+    logits, width = decoder.prefill(prompts, filled, ends[0])
+    last, vocabulary = torch.tensor(ends, device=logits.device), logits.shape[1]
     alive = torch.arange(rows, device=logits.device)  # the response that each row of the cache decodes
     open_ = alive < len(of_row)
     tokens = torch.full((rows, most), -1, device=logits.device)
     for t in range(most):
         token = pick(logits, alive, t)
         tokens[alive, t] = token.where(open_, -1)
-        open_ &= token != eos
-        decoder.state.token[:rows] = token
+        open_ &= ~ended(token, last)
+        decoder.state.token[:rows] = token.clamp_max(vocabulary - 1)  # see check_finite
         if t + 1 == most:
             break
         if t % CHECK == CHECK - 1:
@@ -274,6 +277,7 @@ def decode(
                 decoder.keep(chosen, width + t)
                 rows, alive, open_ = smaller, alive[chosen], open_[chosen]
         logits = decoder.next(rows, width + t)
+    check_finite(tokens[: len(of_row)].flatten(), vocabulary, decoder.model.dtype)
     found = tokens[: len(of_row)].tolist()
     return [row[: row.index(-1)] if -1 in row else row for row in found]
 

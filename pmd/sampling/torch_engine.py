@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
+from pmd.model import ends
 from pmd.model.attention import dense_mask
 from pmd.model.forward import compute_type, precision
 from pmd.model.sharding import sharded
 from pmd.sampling import static_decoder
-from pmd.sampling.choice import choose
+from pmd.sampling.choice import check_finite, choose, ended
 from pmd.sampling.engine import Responses, Sampling, context
 
 
@@ -87,6 +88,7 @@ class KVCache(DynamicCache):
 class TorchEngine:
     """Sample from a transformers causal LM in its own process; it always sees the model's present weights.
 
+    A response ends with `eos` or any other of the ends that the model declares (pmd/model/ends.py).
     batch: the most responses that are decoded at once. static: decode in static shapes; by default on CUDA alone, where
     a step is a CUDA graph. kv_bytes: the most bytes that a static decoder's cache takes; the cache and its graphs are
     then kept from call to call. Without it the cache takes a share of the memory that is free at the call (on a CPU
@@ -101,12 +103,12 @@ class TorchEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        eos: int,
+        eos: int | None,
         batch: int = 4096,
         static: bool | None = None,
         kv_bytes: float | None = None,
     ):
-        self.model, self.eos, self.batch = model, eos, batch
+        self.model, self.ends, self.batch = model, ends.declared(model, eos), batch
         self.kv_bytes = None if kv_bytes is None else int(kv_bytes)
         self.static = model.device.type == "cuda" if static is None else static
         self.handover_s = 0.0
@@ -117,7 +119,8 @@ class TorchEngine:
         self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, first: int = 0
     ) -> Responses:
         """n responses to each prompt; see Engine. ValueError if a prompt is empty or does not fit into the model's
-        context with its response, or if a static decoder has not the memory for a single response."""
+        context with its response, or if a static decoder has not the memory for a single response; FloatingPointError
+        if the model's logits are not finite."""
         model = self._hand_over()
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("a prompt has no tokens")
@@ -137,7 +140,7 @@ class TorchEngine:
             with precision(model):
                 for i in range(0, len(prompts), step):
                     numbers = uniform[i : i + step].flatten(0, 1)
-                    responses += decode(model, prompts[i : i + step], numbers, n, sampling, self.eos)
+                    responses += decode(model, prompts[i : i + step], numbers, n, sampling, self.ends)
             return responses
 
     def _hand_over(self) -> PreTrainedModel:
@@ -170,7 +173,7 @@ class TorchEngine:
                 return choose(logits, numbers[alive.clamp_max(len(numbers) - 1), t], sampling)
 
             rows += static_decoder.decode(
-                decoder, prompts[start:end], of_row - start, self.eos, pick, sampling.max_tokens
+                decoder, prompts[start:end], of_row - start, self.ends, pick, sampling.max_tokens
             )
         self._hand_back()
         return [rows[i : i + n] for i in range(0, len(rows), n)]
@@ -220,21 +223,28 @@ def prefilled(
 
 
 def decode(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], uniform: Tensor, n: int, sampling: Sampling, eos: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniform: Tensor,
+    n: int,
+    sampling: Sampling,
+    ends: Sequence[int],
 ) -> Responses:
-    """n responses to each prompt; uniform: [P · n, max_tokens].
+    """n responses to each prompt, each up to one of `ends`; uniform: [P · n, max_tokens].
 
     Responses that are the same so far share a row of the cache: they need one computation of what comes next.
     """
-    logits, cache, bias, position = prefilled(model, prompts, n, sampling.max_tokens, eos)
+    logits, cache, bias, position = prefilled(model, prompts, n, sampling.max_tokens, ends[0])
+    last = torch.tensor(ends, device=uniform.device)
     head, vocabulary = model.get_output_embeddings(), logits.shape[1]
     tokens = torch.full(uniform.shape, -1, device=uniform.device)
     alive = torch.arange(len(uniform), device=uniform.device)  # the responses that have not ended
     row = alive // n  # and the row of the cache where each of them stands
     for t in range(sampling.max_tokens):
         token = choose(logits, uniform[alive, t], sampling, row)
+        check_finite(token, vocabulary, model.dtype)
         tokens[alive, t] = token
-        goes = token != eos
+        goes = ~ended(token, last)
         alive, pair = alive[goes], (row * vocabulary + token)[goes]
         if len(alive) == 0 or t + 1 == sampling.max_tokens:
             break

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pmd.files import ROOT, read_json
+from pmd.model.forward import layers
 from pmd.params import require
 
 
@@ -52,12 +53,14 @@ def shape(config: PreTrainedConfig) -> Shape:
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     every = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     routed = config.num_experts_per_tok if every else 0
-    own = getattr(config, "moe_intermediate_size", config.intermediate_size)
+    names = ("intermediate_size", "ffn_dim", "n_inner")  # OPT's and GPT-2's, whose null stands for 4 x hidden
+    wide = next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
+    own = getattr(config, "moe_intermediate_size", wide)
     return Shape(
         total=sum(sizes.values()),
         experts=sum(size for name, size in sizes.items() if ".experts." in name),
         used=routed / every if every else 1.0,
-        layer=max(sum(p.numel() for p in layer.parameters()) for layer in model.base_model.layers),
+        layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers(model)),
         head=config.vocab_size * config.hidden_size,
         tied=config.tie_word_embeddings,
         layers=config.num_hidden_layers,
@@ -66,7 +69,7 @@ def shape(config: PreTrainedConfig) -> Shape:
         heads=heads,
         query=heads * width,
         key=kv_heads * width,
-        feedforward=routed * own if every else config.intermediate_size,
+        feedforward=routed * own if every else wide,
         routed=routed,
         normed=any(".q_norm." in name for name in sizes),
     )

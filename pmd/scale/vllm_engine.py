@@ -20,6 +20,7 @@ of a mixture that are handed over in place do not take effect: the comparison re
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 import time
@@ -35,11 +36,13 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from pmd.model import ends
 from pmd.model.distributed import gather, world
 from pmd.model.forward import compute_type, log_probs
 from pmd.model.packing import pack
 from pmd.model.sharding import full_weights
 from pmd.params import require
+from pmd.sampling.choice import not_finite
 from pmd.sampling.engine import Responses, Sampling
 from pmd.sampling.seeds import derive
 
@@ -89,13 +92,13 @@ class VLLMEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        eos: int,
+        eos: int | None,
         tolerance: float | None = None,
         checked: int = 64,
         pass_tokens: int | None = None,
         **options: Any,
     ):
-        self.model, self.eos, self.checked = model, eos, checked
+        self.model, self.ends, self.checked = model, ends.declared(model, eos), checked
         self.ranks_per_engine, self.pass_tokens = ranks_per_engine(options), pass_tokens or PASS_TOKENS
         self.tolerance = TOLERANCE[compute_type(model)] if tolerance is None else tolerance
         self.drift: Drift | None = None
@@ -133,7 +136,7 @@ class VLLMEngine:
         tokens, scores, cause = [], [], None
         try:
             self._hand_over()
-            tokens, scores = generate(self.llm, prompts, n, sampling, seed, self.eos, scored, first)
+            tokens, scores = generate(self.llm, prompts, n, sampling, seed, self.ends, scored, first)
             if self.sleeps:
                 self.llm.sleep(level=2)
         except Exception as error:  # vLLM's, torch's and the device's own
@@ -179,12 +182,15 @@ class VLLMEngine:
         """RuntimeError on every rank unless every rank's responses were sampled from the present weights."""
         drift = self.drift = measure_drift(self.model, prompts, responses, theirs, self.pass_tokens)
         proven = drift is None or drift.mean <= self.tolerance  # a NaN is no proof either
+        why = "it does not sample from the present policy"
+        if not proven and not math.isfinite(drift.mean):
+            why = f"if these are not vLLM's own, {not_finite(compute_type(self.model))}"
         _stop(
             None
             if proven
             else f"hand-over {self.handovers}: vLLM's log-probs of its own samples are {drift.mean:.3g} nats from the "
             f"trainer's on average (largest {drift.largest:.3g}, {drift.tokens} tokens), more than the tolerance "
-            f"{self.tolerance:g}: it does not sample from the present policy"
+            f"{self.tolerance:g}: {why}"
         )
 
 
@@ -259,7 +265,7 @@ def generate(
     n: int,
     sampling: Sampling,
     seed: int,
-    eos: int,
+    ends: Sequence[int],
     scored: Collection[int],
     first: int = 0,
 ) -> tuple[list[list[int]], list[list[float]]]:
@@ -271,14 +277,16 @@ def generate(
     """
     from vllm import SamplingParams
 
-    common = {"n": n, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    end = {"stop_token_ids": [eos], "ignore_eos": True, "detokenize": False}  # eos alone ends a response
+    once = n if sampling.temperature else 1  # vLLM decodes greedily but once
+    common = {"n": once, "max_tokens": sampling.max_tokens}
+    common |= {"temperature": sampling.temperature, "top_p": sampling.top_p if sampling.temperature else 1.0}
+    end = {"stop_token_ids": list(ends), "ignore_eos": True, "detokenize": False}  # these alone end a response
     how = [
         SamplingParams(**common, **end, seed=derive(seed, first + i, "vllm"), logprobs=0 if i in scored else None)
         for i in range(len(prompts))
     ]
     outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], how, use_tqdm=False)
-    done = [completion for output in outputs for completion in output.outputs]
+    done = [completion for output in outputs for completion in output.outputs * (n // once)]
     tokens = [list(completion.token_ids) for completion in done]
     scores = [[row[token].logprob for token, row in zip(c.token_ids, c.logprobs or [], strict=False)] for c in done]
     return tokens, scores

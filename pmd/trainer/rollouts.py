@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from pmd.harness.clock import Clock
 from pmd.harness.config import Train
@@ -14,7 +13,7 @@ from pmd.harness.policy import Policy
 from pmd.model.distributed import spread
 from pmd.problems.prompts import encode
 from pmd.sampling.engine import Sampling
-from pmd.sampling.scoring import score
+from pmd.sampling.scoring import ends_of, score
 from pmd.sampling.seeds import derive, prompt_order
 
 
@@ -64,17 +63,18 @@ def sample(config: Train, step: int, policy: Policy, problems: list[dict], clock
         found = spread(answer, prompts, getattr(policy.engine, "ranks_per_engine", 1))
         responses, sampled = map(list, zip(*found, strict=True)) if scored else (found, None)
     with clock.phase("reward"):
-        return replace(judge(chosen, prompts, responses, policy.tokenizer), sampled=sampled)
+        return replace(judge(chosen, prompts, responses, policy), sampled=sampled)
 
 
 def judge(
     problems: list[dict],
     prompts: list[list[int]],
     responses: list[list[list[int]]],
-    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
 ) -> Rollouts:
     """Verify every response by its problem's rule; each rank verifies its share in one batch."""
-    scores = spread(lambda share, first: score(share, responses[first : first + len(share)], tokenizer), problems)
+    how = (policy.tokenizer, ends_of(policy.engine, policy.tokenizer))
+    scores = spread(lambda share, first: score(share, responses[first : first + len(share)], *how), problems)
     rewards = torch.tensor([s["reward"] for s in scores]).reshape(len(problems), -1)
     truncated = sum(s["truncated"] for s in scores) / len(scores)
     return Rollouts(prompts, responses, rewards, truncated)

@@ -91,6 +91,37 @@ def test_the_same_seed_and_weights_give_the_same_responses_whatever_came_before(
     assert engine.sample(PROMPTS, 6, sampling, 2**62 + 5) != first
 
 
+def test_every_declared_end_ends_a_response(engine):
+    """Tokens 5 and 7 beside the end of sequence; vLLM's own notion of an end plays no part."""
+    before = engine.sample(PROMPTS, 40, Sampling(8), 0)
+    engine.ends = [EOS, 5, 7]
+    try:
+        found = [response for group in engine.sample(PROMPTS, 40, Sampling(8), 0) for response in group]
+    finally:
+        engine.ends = [EOS]
+    assert {response[-1] for response in found if len(response) < 8} == {EOS, 5, 7}
+    assert not [token for response in found for token in response[:-1] if token in (EOS, 5, 7)]
+    assert any(5 in response[:-1] for group in before for response in group)
+
+
+def test_temperature_zero_is_greedy_decoding(engine):
+    """n times the same response, and the one that PyTorch's engine finds."""
+    perturb(engine.model, 0.1)
+    found, scores = engine.sample_scored(PROMPTS, 3, Sampling(8, 0), 0)
+    assert found == TorchEngine(engine.model, EOS).sample(PROMPTS, 3, Sampling(8, 0), 1)
+    assert [[len(row) for row in group] for group in scores] == [[len(row) for row in group] for group in found]
+    assert len({tuple(group[0]) for group in found}) > 1
+
+
+def test_weights_that_are_no_numbers_are_an_error(engine):
+    with torch.no_grad():
+        engine.model.base_model.norm.weight.fill_(float("nan"))
+    with pytest.raises(
+        RuntimeError, match=r"nan nats .* the model's logits are NaN or infinite in float32: its weights"
+    ):
+        engine.sample(PROMPTS, 2, Sampling(4), 0)
+
+
 def test_a_share_samples_what_it_does_in_the_whole(engine):
     whole = engine.sample(PROMPTS, 8, Sampling(8), 3)
     assert engine.sample(PROMPTS[1:], 8, Sampling(8), 3, first=1) == whole[1:]
