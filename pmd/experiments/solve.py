@@ -18,6 +18,7 @@ from pmd.model.forward import frozen_log_probs, log_probs
 from pmd.model.packing import Packed, pack
 from pmd.problems.prompts import encode
 from pmd.sampling.engine import Sampling
+from pmd.sampling.scoring import ends_of
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.objectives import Hyper, Minibatch, regression
 from pmd.trainer.rollouts import Rollouts, judge
@@ -47,7 +48,8 @@ def draw(
     """n responses of the policy to each problem, at temperature 1, with their rewards."""
     prompts = [encode(tokenizer, problem["prompt"]) for problem in problems]
     engine = TorchEngine(model, tokenizer.eos_token_id)
-    return judge(problems, prompts, engine.sample(prompts, n, Sampling(max_tokens), seed), tokenizer)
+    responses = engine.sample(prompts, n, Sampling(max_tokens), seed)
+    return judge(problems, prompts, responses, tokenizer, ends_of(engine, tokenizer))
 
 
 def freeze(model: PreTrainedModel, rollouts: Rollouts) -> Frozen:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from pmd.harness.clock import Clock
 from pmd.harness.config import Train
@@ -63,18 +65,19 @@ def sample(config: Train, step: int, policy: Policy, problems: list[dict], clock
         found = spread(answer, prompts, getattr(policy.engine, "ranks_per_engine", 1))
         responses, sampled = map(list, zip(*found, strict=True)) if scored else (found, None)
     with clock.phase("reward"):
-        return replace(judge(chosen, prompts, responses, policy), sampled=sampled)
+        ends = ends_of(policy.engine, policy.tokenizer)
+        return replace(judge(chosen, prompts, responses, policy.tokenizer, ends), sampled=sampled)
 
 
 def judge(
     problems: list[dict],
     prompts: list[list[int]],
     responses: list[list[list[int]]],
-    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
 ) -> Rollouts:
     """Verify every response by its problem's rule; each rank verifies its share in one batch."""
-    how = (policy.tokenizer, ends_of(policy.engine, policy.tokenizer))
-    scores = spread(lambda share, first: score(share, responses[first : first + len(share)], *how), problems)
+    scores = spread(lambda share, at: score(share, responses[at : at + len(share)], tokenizer, ends), problems)
     rewards = torch.tensor([s["reward"] for s in scores]).reshape(len(problems), -1)
     truncated = sum(s["truncated"] for s in scores) / len(scores)
     return Rollouts(prompts, responses, rewards, truncated)
