@@ -1,7 +1,8 @@
-"""Figures F5 to F8: each is a function from the frames of logs.py to a figure and the frame of all numbers it plots.
+"""Figures F5 to F8, of the training map: each is a function from its evidence to a figure and the frame of all numbers
+that it plots. `style.save` writes both side by side.
 
-`style.save` writes both side by side. Lines are means over seeds; bands are 95 % intervals over seeds by Student's t
-(`intervals.t_interval`), absent where there is one seed. F1 to F4 are those of the theory, in theory_figures.py.
+Lines are means over base models; bands are 95 % intervals over them by Student's t, absent where there is one. The law
+and finite samples have files of their own, F1 to F4 are those of the theory.
 """
 
 from __future__ import annotations
@@ -10,175 +11,178 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
+from matplotlib import colors, ticker
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from pmd.evaluators import intervals
-from pmd.paper import logs, style
-from pmd.paper.logs import Logs
-
-PROMINENT = ("pmd-mean", "pmd-part", "grpo", "gspo")
-"""The methods that the paper compares: their lines are thick, those of the others thin."""
+from pmd.evaluators.intervals import t_interval
+from pmd.paper import style
+from pmd.paper.frames import Evidence, cell, chosen, final, ordered, scores
+from pmd.paper.questions import curves, stale
 
 BANDED = ("pmd-mean", "grpo")
-"""The methods whose bands are drawn. Bands of all methods would hide every curve; the CSV has all of them."""
+"""The variants whose bands are drawn; bands of all would hide every curve. The CSV has all of them."""
 
-_REPORTED_SETS = {"": "overall", "aime2024_": "AIME 2024", "aime2025_": "AIME 2025"}
-_METRICS = {"avg": "avg@{k}", "best": "best@{k} (resampled)", "maj": "maj@{k}"}
+COLLAPSED = 0.5
+"""A cell of the map is marked as collapsed below this share of its base models' accuracy."""
 
 
-def training_curves(data: Logs) -> tuple[Figure, pd.DataFrame]:
-    """F5: the twelve panels of the reference code's 30B figure, for our runs of the main matrix.
+def training_curves(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+    """F5: a row of panels for each K, every variant at its best rate: accuracy on test and ood, reward, entropy.
 
-    Plotted data: panel, method, step, seeds, mean, low, high. Accuracies and rewards are shares in [0, 1],
-    response length is in tokens, entropy in nats a token.
+    Plotted data: minibatches, panel, variant, lr, step, bases, mean, low, high; accuracy and reward in [0, 1], entropy
+    in nats a token.
     """
-    main = data.evals[data.evals.axis == "main"]
-    k = int(main.k.max())
-    steps = data.steps[data.steps.axis == "main"]
+    ks, best = stale(evidence), chosen(evidence)
+    curve = evidence.evals[~evidence.evals.final.astype(bool)]
     panels = {
-        "training reward": _over_seeds(steps, "reward", (0, 1)),
-        "response length [tokens]": _over_seeds(steps, "length"),
-        "entropy [nats]": _over_seeds(steps, "entropy"),
+        "accuracy, test": (curve[curve["set"] == "test"], "accuracy"),
+        "accuracy, ood": (curve[curve["set"] == "ood"], "accuracy"),
+        "training reward": (evidence.steps, "reward"),
+        "entropy [nats]": (evidence.steps, "entropy"),
     }
-    for metric, label in _METRICS.items():
-        for name in ("overall", *logs.SETS):
-            rows = main[main.set == name]
-            panels[f"{label.format(k=k)}, {name}"] = _over_seeds(rows, metric, (0, 1))
-    figure, axes = _twelve_panels(panels, main.method)
-    for axis, rows in zip(axes, panels.values(), strict=True):
-        _curves(axis, rows, "step")
-    plotted = pd.concat([rows.assign(panel=panel) for panel, rows in panels.items()], ignore_index=True)
-    return figure, plotted[["panel", "method", "step", "seeds", "mean", "low", "high"]]
-
-
-def reported_curves(reported: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """F5-reported: the same twelve panels as the paper's authors report them for Qwen3-30B-A3B.
-
-    reported: columns panel, method, step, value (results/reference). Plotted data: the same columns, panels
-    renamed as in F5. Accuracies are shares in [0, 1]; the training reward is theirs, in {−1, +1}.
-    """
-    names = {
-        "training_reward": "training reward (±1)",
-        "response_length": "response length [tokens]",
-        "entropy": "entropy [nats]",
-    }
-    for metric, label in _METRICS.items():
-        for prefix, title in _REPORTED_SETS.items():
-            names[f"{prefix}{metric}@32"] = f"{label.format(k=32)}, {title}"
-    plotted = reported.assign(panel=reported.panel.map(names), method=reported.method.str.lower())
-    plotted = plotted.rename(columns={"value": "mean"}).assign(step=plotted.step.abs())  # −0.0 was read off
-    panels = {panel: plotted[plotted.panel == panel] for panel in names.values()}
-    source = "As reported by the paper's authors for Qwen3-30B-A3B; not runs of this repository"
-    figure, axes = _twelve_panels(panels, plotted.method, source)
-    for axis, rows in zip(axes, panels.values(), strict=True):
-        _curves(axis, rows, "step")
-    return figure, plotted.rename(columns={"mean": "value"})
-
-
-def time_efficiency(data: Logs) -> tuple[Figure, pd.DataFrame]:
-    """F6: overall accuracy against seconds of training and against generated tokens, small K above large K.
-
-    Plotted data: regime, method, step, seeds, seconds, tokens (both cumulative, means over seeds), mean, low,
-    high (overall avg@k in [0, 1]).
-    """
-    costs = logs.clock(data)
-    costs = costs[costs.set == "overall"]
-    regimes = logs.regimes(data)
-    figure = _figure(2.3 * len(regimes) + 0.4)
-    axes = figure.subplots(len(regimes), 2, squeeze=False, sharey="row")
-    plotted, units = [], ("training time [s]", "generated tokens")
-    for row, (label, runs) in zip(axes, regimes.items(), strict=True):
-        mine = costs[costs.run.isin(runs.run)]
-        means = mine.groupby(["method", "step"], as_index=False)[["seconds", "tokens"]].mean()
-        curve = _over_seeds(mine, "avg", (0, 1)).merge(means, on=["method", "step"])
-        for axis, cost, unit in zip(row, ("seconds", "tokens"), units, strict=True):
-            _curves(axis, curve, cost)
-            axis.set(xlabel=unit, title=label)
-        row[1].xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-        row[0].set_ylabel(f"overall avg@{mine.k.max()}")
-        plotted.append(curve.assign(regime=label))
-    _legend(figure, costs[costs.run.isin(pd.concat(regimes.values()).run)].method)
-    columns = ["regime", "method", "step", "seeds", "seconds", "tokens", "mean", "low", "high"]
+    figure = _figure(1.9 * len(ks) + 0.5)
+    axes = figure.subplots(len(ks), len(panels), squeeze=False, sharey="col")
+    plotted = []
+    for row, k in zip(axes, ks, strict=True):
+        for axis, (panel, (rows, value)) in zip(row, panels.items(), strict=True):
+            for name in ordered(best[(best.minibatches == k) & (best.staleness == 0)].variant):
+                rate = float(cell(best, name, k).lr.iloc[0])
+                line = _over_bases(cell(rows, name, k, rate), value).assign(variant=name, lr=rate)
+                plotted.append(line.assign(minibatches=k, panel=panel))
+                _line(axis, line, line.step * k, name)
+            axis.set(title=panel if k == ks[0] else None, xlabel="updates" if k == ks[-1] else None)
+        row[0].set_ylabel(f"K = {k}")
+    _legend(figure, best[best.minibatches.isin(ks)].variant)
+    columns = ["minibatches", "panel", "variant", "lr", "step", "bases", "mean", "low", "high"]
     return figure, pd.concat(plotted, ignore_index=True)[columns]
 
 
-def implicit_regulariser(data: Logs) -> tuple[Figure, pd.DataFrame]:
-    """F7: −mean(s) measured after each update against the λ of theory; KL and χ² of every method's step.
+_REPORTED = {
+    "training_reward": "training reward (±1)", "response_length": "response length [tokens]",
+    "entropy": "entropy [nats]", "avg@32": "avg@32, overall", "aime2024_avg@32": "avg@32, AIME 2024",
+    "aime2025_avg@32": "avg@32, AIME 2025",
+}  # fmt: skip
 
-    λ = KL(π_t‖π_{t+1}) for the population solution of PMD-mean, so −mean(s) over the rollouts estimates λ.
-    Plotted data: panel ("points": one row a run and step, x = λ predicted, mean = λ measured; "lambda",
-    "lambda_theory", "kl", "chi2": means over seeds), method, seed, step, x, mean, low, high.
+
+def reported_curves(reported: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """F5-reported: curves that the paper's authors report for Qwen3-30B-A3B, read off their figure.
+
+    reported: columns panel, method, step, value (results/reference). Plotted data: the same, panels renamed.
     """
-    steps = data.steps[data.steps.axis == "main"]
-    known = steps[steps.lambda_theory.notna()]
-    points = known[["method", "seed", "step"]].assign(panel="points", x=known.lambda_theory, mean=known["lambda"])
-    series = {
-        name: _over_seeds(rows, name).assign(panel=name)
-        for name, rows in {"lambda": known, "lambda_theory": known, "kl": steps, "chi2": steps}.items()
-    }
-    figure = _figure(5.2)
-    axes = figure.subplots(2, 2).ravel()
-    for method, rows in points.groupby("method"):
-        look = style.method_style(method)
-        axes[0].plot(rows.x, rows["mean"], look["marker"], color=look["color"], ms=2.5, mew=0, alpha=0.5)
-    _identity(axes[0], points)
-    axes[0].set(title="λ, measured against predicted", xlabel="λ predicted", ylabel="−mean(s) measured")
-    _curves(axes[1], series["lambda"], "step")
-    for method, rows in series["lambda_theory"].groupby("method"):
-        look = style.method_style(method)
-        axes[1].plot(rows.step, rows["mean"], color=look["color"], lw=0.8, ls=(0, (1, 1)))
-    axes[1].set(title="λ: measured (line), predicted (thin dots)", xlabel="training step", ylabel="λ")
-    for axis, name, label in ((axes[2], "kl", "KL"), (axes[3], "chi2", "χ²")):
-        _curves(axis, series[name], "step")
-        title = rf"{label}$(\pi_{{t+1}}\Vert\pi_t)$ of one step"
-        axis.set(title=title, xlabel="training step", ylabel=f"{label} [nats]" if name == "kl" else label)
-    for axis in axes[:2]:  # the measured λ may be a hundredth of the predicted one, and below 0
+    rows = reported[reported.panel.isin(_REPORTED)].assign(variant=reported.method.str.lower())
+    rows = rows.assign(panel=rows.panel.map(_REPORTED), step=rows.step.abs())  # −0.0 was read off
+    figure = _figure(4.2)
+    for axis, panel in zip(figure.subplots(2, 3, sharex=True).ravel(), _REPORTED.values(), strict=True):
+        for name in ordered(rows.variant):
+            mine = rows[(rows.panel == panel) & (rows.variant == name)].sort_values("step")
+            axis.plot(mine.step, mine.value, **style.variant_style(name) | {"label": "_", "marker": ""})
+        axis.set(title=panel, xlabel="training step" if axis.get_subplotspec().is_last_row() else None)
+    title = "As reported by the paper's authors for Qwen3-30B-A3B; not runs of this repository"
+    _legend(figure, rows.variant, title)
+    return figure, rows[["panel", "method", "step", "value"]]
+
+
+def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+    """F6: accuracy over val, test and ood against seconds of training and generated tokens, at each variant's best K.
+
+    On-policy runs (K = 1) are drawn beside. Plotted data: variant, minibatches, lr, step, bases, seconds and tokens
+    (means), mean, low, high.
+    """
+    best, rows = chosen(evidence), curves(evidence)
+    best = best[best.staleness == 0]
+    stale_best = best[best.minibatches > 1]
+    picks = pd.concat([stale_best.loc[stale_best.groupby("variant").val.idxmax()], best[best.minibatches == 1]])
+    figure, plotted = _figure(2.9), []
+    axes = figure.subplots(1, 2, sharey=True)
+    for pick in picks.itertuples():
+        mine = cell(rows, pick.variant, pick.minibatches, pick.lr)
+        line = _over_bases(mine, "accuracy").merge(mine.groupby("step", as_index=False)[["seconds", "tokens"]].mean())
+        plotted.append(line.assign(variant=pick.variant, minibatches=pick.minibatches, lr=pick.lr))
+        for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
+            _line(axis, line, line[cost], pick.variant, {"linestyle": (0, (1, 1))} if pick.minibatches == 1 else {})
+            if pick.minibatches == 1:
+                axis.annotate("K = 1", (line[cost].iloc[-1], line["mean"].iloc[-1]), fontsize=6, ha="right")
+    axes[0].set(xlabel="seconds of training", ylabel="accuracy, all sets")
+    axes[1].set(xlabel="generated tokens")
+    axes[1].xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    _legend(figure, picks.variant)
+    columns = ["variant", "minibatches", "lr", "step", "bases", "seconds", "tokens", "mean", "low", "high"]
+    return figure, pd.concat(plotted, ignore_index=True)[columns]
+
+
+def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+    """F7: −mean(s) after a step of training against the λ of the solved update, for the variants that theory knows.
+
+    Plotted data: variant, minibatches, lr, run, step, lambda_theory, lambda.
+    """
+    rows = evidence.steps[evidence.steps.lambda_theory.notna() & (evidence.steps.lambda_theory > 0)]
+    figure = _figure(2.9)
+    ks = sorted(set(rows.minibatches))
+    for axis, k in zip(figure.subplots(1, len(ks), squeeze=False, sharey=True)[0], ks, strict=True):
+        mine = rows[rows.minibatches == k]
+        for name in ordered(mine.variant):
+            part, look = mine[mine.variant == name], style.variant_style(name)
+            dots = {"ms": 2.5, "mew": 0.5, "alpha": 0.6, "mfc": look.get("markerfacecolor", look["color"])}
+            axis.plot(part.lambda_theory, part["lambda"], look["marker"], color=look["color"], **dots)
+        ends = [mine.lambda_theory.min(), mine.lambda_theory.max()]
+        axis.plot(ends, ends, color=style.COLOURS["black"], lw=0.8)
+        axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=0.01)
         axis.yaxis.set_minor_locator(ticker.NullLocator())
-    axes[0].set_xscale("symlog", linthresh=0.01)  # the same transform, so that the line of equality is one
-    axes[0].xaxis.set_minor_locator(ticker.NullLocator())
-    for axis, name in zip(axes[2:], ("kl", "chi2"), strict=True):
-        _fit(axis, series[name]["mean"])
-    _legend(figure, steps.method)
-    plotted = pd.concat([points, *series.values()], ignore_index=True)
-    return figure, plotted[["panel", "method", "seed", "step", "x", "mean", "low", "high"]]
+        axis.set(title=f"K = {k}", xlabel="λ, solved update")
+    figure.axes[0].set_ylabel("−mean(s), measured")
+    _legend(figure, rows.variant)
+    return figure, rows[["variant", "minibatches", "lr", "run", "step", "lambda_theory", "lambda"]]
 
 
-def ablations(data: Logs, generator: np.random.Generator) -> tuple[Figure, pd.DataFrame]:
-    """F8: final overall accuracy against τ, group size n, and staleness K at a fixed sample budget.
+def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+    """F8: the final accuracy on test and ood over learning rate and K, a panel a variant.
 
-    Intervals are clustered by seed and prompt (`intervals.interval`, drawn from `generator`). Plotted data: axis,
-    method, x, seeds, mean, low, high. Axes without runs are left out; no ablation at all raises ValueError.
+    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed.
+    Plotted data: variant, minibatches, lr, bases, accuracy, base (the base models' accuracy), collapsed.
     """
-    labels = {
-        "tau": r"regularisation $\tau$",
-        "group": "rollouts a prompt $n$",
-        "stale": "minibatches a batch $K$",
-    }
-    tables = {axis: _ablated(data, axis, generator) for axis in labels if (data.runs.axis == axis).any()}
-    if not tables:
-        raise ValueError("ablations: no run of the axes tau, group or stale; execute the ablations notebook first")
-    figure = _figure(2.8)
-    axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
-    for axes_, (axis, rows) in zip(axes, tables.items(), strict=True):
-        methods = logs.ordered(rows.method)
-        apart = max(2.0, rows.x.max() / rows.x.min()) ** 0.015
-        for index, method in enumerate(methods):
-            mine, look = rows[rows.method == method], style.method_style(method)
-            x = mine.x * apart ** (index - (len(methods) - 1) / 2)  # so that no bar hides another
-            error = np.clip([mine["mean"] - mine.low, mine.high - mine["mean"]], 0, None)
-            axes_.errorbar(x, mine["mean"], error, capsize=1.5, elinewidth=0.7, **look | {"markersize": 4})
-        axes_.set_xscale("log")
-        axes_.minorticks_off()
-        axes_.set_xticks(sorted(set(rows.x)), [f"{x:g}" for x in sorted(set(rows.x))])
-        axes_.set_xlabel(labels[axis])
-    axes[0].set_ylabel(f"overall avg@{data.evals.k.max()}, last step")
-    _legend(figure, pd.concat(tables.values()).method)
-    plotted = pd.concat([rows.assign(axis=axis) for axis, rows in tables.items()], ignore_index=True)
-    return figure, plotted[["axis", "method", "x", "seeds", "mean", "low", "high"]]
+    table = cells(evidence)
+    names, base = ordered(table.variant), float(table.base.mean())
+    columns = min(4, len(names))
+    figure = _figure(1.45 * -(-len(names) // columns) + 0.5)
+    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
+    span = max(abs(table.accuracy - base).max(), 0.05)
+    scale, ramp = colors.TwoSlopeNorm(base, base - span, base + span), style.diverging()
+    rates, ks = sorted(set(table.lr)), sorted(set(table.minibatches))
+    for axis, name in zip(axes, names, strict=False):
+        mine = table[table.variant == name].pivot(index="minibatches", columns="lr", values="accuracy")
+        mine = mine.reindex(index=ks, columns=rates)
+        image = axis.imshow(np.ma.masked_invalid(mine.to_numpy(dtype=float)), cmap=ramp, norm=scale, aspect="auto")
+        for (i, j), value in np.ndenumerate(mine.to_numpy(dtype=float)):
+            if np.isfinite(value):
+                dark = abs(value - base) > 0.6 * span
+                text = f"{100 * value:.0f}" + (" ×" if value < COLLAPSED * base else "")
+                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        axis.set_title(style.label_of(name), fontsize=7.5)
+        axis.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e−") for rate in rates], fontsize=6)
+        axis.set_yticks(range(len(ks)), [f"K = {k}" for k in ks], fontsize=6)
+        axis.grid(False)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, format=ticker.PercentFormatter(1, 0))
+    bar.set_label("final accuracy; white: base models", fontsize=7)
+    figure.supxlabel("learning rate  (× collapsed)", fontsize=7)
+    return figure, table
+
+
+def cells(evidence: Evidence) -> pd.DataFrame:
+    """The cells of the map: variant, minibatches, lr, bases, accuracy, base (its base models' own), collapsed."""
+    ends = final(evidence)
+    ends = ends[ends.staleness == 0]
+    starts = evidence.evals[(evidence.evals.step == 0) & evidence.evals["set"].isin(["test", "ood"])]
+    before = starts.groupby(["base", "set"]).accuracy.mean().groupby("base").mean()
+    records = []
+    for (name, k, rate), rows in ends.groupby(["variant", "minibatches", "lr"]):
+        bases, matrix = scores(rows)
+        base, accuracy = float(before[bases].mean()), float(matrix.mean())
+        records.append((name, int(k), rate, len(bases), accuracy, base, accuracy < COLLAPSED * base))
+    return pd.DataFrame(records, columns=["variant", "minibatches", "lr", "bases", "accuracy", "base", "collapsed"])
 
 
 # --- parts ---
@@ -189,110 +193,24 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(style.DOUBLE, height))
 
 
-def _over_seeds(rows: pd.DataFrame, value: str, bounds: tuple[float, float] = (-np.inf, np.inf)) -> pd.DataFrame:
-    """The mean and the t interval of `value` over the seeds, for each method and step; intervals end at `bounds`."""
-    records = []
-    for (method, step), group in rows.groupby(["method", "step"]):
-        mean, low, high = intervals.t_interval(group[value].astype(float))
-        low, high = np.clip([low, high] if np.isfinite(high) else [np.nan, np.nan], *bounds)
-        records.append((method, step, len(group), mean, low, high))
-    return pd.DataFrame(records, columns=["method", "step", "seeds", "mean", "low", "high"])
+def _over_bases(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """step, bases, mean, low, high: over base models, each the mean of its runs."""
+    means = rows.groupby(["step", "base"])[value].mean().groupby("step")
+    records = [(step, len(group), *t_interval(group.astype(float))) for step, group in means]
+    return pd.DataFrame(records, columns=["step", "bases", "mean", "low", "high"])
 
 
-def _curves(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    """Draw a line for each method over column `x`, with a band where `rows` has low and high."""
-    methods = logs.ordered(rows.method)
-    if x == "step":
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=7))
-    for index, method in enumerate(methods):
-        mine, look = rows[rows.method == method].sort_values(x), style.method_style(method)
-        look |= {"label": "_", "markersize": 3, "markeredgewidth": 0}
-        if method not in PROMINENT:
-            look |= {"linewidth": 0.8, "markersize": 2.5, "alpha": 0.85, "zorder": 1.5}
-        every = max(1, len(mine) // 6)
-        axes.plot(mine[x], mine["mean"], markevery=(index * every // len(methods), every), **look)
-        if method in BANDED and "low" in mine and mine.low.notna().any():
-            axes.fill_between(mine[x].astype(float), mine.low, mine.high, color=look["color"], alpha=0.18, lw=0)
+def _line(axis: Axes, rows: pd.DataFrame, x: pd.Series, variant: str, changes: dict | None = None) -> None:
+    look = style.variant_style(variant) | {"label": "_", "markersize": 3} | (changes or {})
+    axis.plot(x, rows["mean"], **look)
+    if variant in BANDED and rows.low.notna().any():
+        axis.fill_between(x.astype(float), rows.low, rows.high, color=look["color"], alpha=0.15, lw=0)
 
 
-def _legend(figure: Figure, methods: Iterable[str], title: str = "") -> None:
-    """One legend above all panels, in rows of at most five."""
-    shown = logs.ordered(methods)
-    axes = figure.axes[0]
-    handles = []
-    for method in shown:
-        look = style.method_style(method)
-        if method not in PROMINENT:
-            look |= {"linewidth": 0.8}
-        handles += axes.plot([], [], **look)
-    columns = -(-len(shown) // -(-len(shown) // 5))
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=columns,
-        columnspacing=1.4,
-        title=title or None,
-        title_fontproperties={"size": 8, "weight": "bold"},
-    )
-
-
-def _twelve_panels(
-    panels: dict[str, pd.DataFrame], methods: Iterable[str], title: str = ""
-) -> tuple[Figure, np.ndarray]:
-    figure = _figure(7.6)
-    axes = figure.subplots(4, 3, sharex=True).ravel()
-    for axis, panel in zip(axes, panels, strict=True):
-        axis.set_title(panel)
-    for axis in axes[9:]:
-        axis.set_xlabel("training step")
-    _legend(figure, methods, title)
-    return figure, axes
-
-
-def _fit(axes: Axes, values: pd.Series) -> None:
-    """Scale the y axis to all but the extreme `values`, logarithmically if they are positive and span a decade.
-
-    An estimate of χ² may be wrong by many orders of magnitude once the policy has moved far from the one that sampled
-    its batch, and one such value would hide all others.
-    """
-    low, high = values.quantile([0.02, 0.98])
-    if (values > 0).all() and high > 10 * low:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 3, high * 3)
-        if high < 1000 * low:
-            _plain_ticks(axes.yaxis)
-    elif values.max() > 10 * high > 0:
-        axes.set_ylim(top=3 * high)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Label 1, 2 and 5 of every decade as plain numbers."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(ticker.NullLocator())
-
-
-def _identity(axes: Axes, points: pd.DataFrame) -> None:
-    """Draw the line where prediction and measurement agree; the axes become logarithmic if all values are positive."""
-    values = pd.concat([points.x, points["mean"]])
-    if values.empty:
-        return
-    if (values > 0).all():
-        axes.set(xscale="log", yscale="log")
-        _plain_ticks(axes.xaxis)
-        _plain_ticks(axes.yaxis)
-    ends = [values.min(), values.max()]
-    axes.plot(ends, ends, color=style.COLOURS["black"], lw=0.8, zorder=1)
-    axes.annotate("equal", (ends[1], ends[1]), fontsize=7, ha="right", va="bottom")
-
-
-def _ablated(data: Logs, axis: str, generator: np.random.Generator) -> pd.DataFrame:
-    """The final accuracy, pooled over both test sets, for each method and value x of an ablation."""
-    runs, final = logs.ablation(data, axis), logs.last(data.evals)
-    records = []
-    for (method, x), group in runs.groupby(["method", "x"]):
-        mine = final[final.run.isin(group.run)]
-        sets = [logs.matrix(mine[mine.set == name], "avg") for name in logs.SETS]
-        mean, low, high = intervals.interval(sets, generator)
-        records.append((method, x, len(group), mean, *np.clip([low, high], 0, 1)))
-    return pd.DataFrame(records, columns=["method", "x", "seeds", "mean", "low", "high"])
+def _legend(figure: Figure, variants: Iterable[str], title: str = "") -> None:
+    """One legend above all panels, in rows of at most four."""
+    shown = ordered(variants)
+    handles = [figure.axes[0].plot([], [], **style.variant_style(name))[0] for name in shown]
+    columns = -(-len(shown) // -(-len(shown) // 4))
+    place = {"loc": "outside upper center", "ncols": columns, "columnspacing": 1.4}
+    figure.legend(handles=handles, title=title or None, title_fontproperties={"size": 8, "weight": "bold"}, **place)

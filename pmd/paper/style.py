@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.colors
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -114,6 +115,12 @@ def method_style(method: str) -> dict[str, Any]:
         "linewidth": 2.0 if first else 1.2,
         "zorder": 3 if first else 2,
     }
+
+
+def diverging() -> mpl.colors.Colormap:
+    """Vermillion below, white in the middle, blue above: told apart by people with any common colour vision."""
+    ends = [COLOURS["vermillion"], "#FFFFFF", COLOURS["blue"]]
+    return mpl.colors.LinearSegmentedColormap.from_list("pmd-diverging", ends)
 
 
 _SYMBOLS = {"tau": "τ", "tau_b": "τ_b", "clip_low": "clip below", "clip_high": "clip above", "normalise": "by"}
