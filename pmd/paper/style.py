@@ -116,6 +116,22 @@ def method_style(method: str) -> dict[str, Any]:
     }
 
 
+_SYMBOLS = {"tau": "τ", "tau_b": "τ_b", "clip_low": "clip below", "clip_high": "clip above", "normalise": "by"}
+
+
+def label_of(variant: str) -> str:
+    """The name in figures and tables of a variant such as "pmd-mean tau=0.5": PMD-mean, τ = 0.5."""
+    method, *changes = variant.split(" ")
+    parts = [change.partition("=") for change in changes]
+    return ", ".join([METHODS[method].label, *(f"{_SYMBOLS[key]} = {value}" for key, _, value in parts)])
+
+
+def variant_style(variant: str) -> dict[str, Any]:
+    """`method_style` of a variant: its method's, thinner and with a hollow marker where settings differ."""
+    look = method_style(variant.split(" ")[0]) | {"label": label_of(variant)}
+    return look | ({"markerfacecolor": "white", "linewidth": 0.9} if " " in variant else {})
+
+
 def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Write `stem`.svg, `stem`.png (300 dpi) and `stem`.csv (the plotted numbers), each atomically.
 

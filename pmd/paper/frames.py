@@ -1,0 +1,119 @@
+"""The evidence of a preset, read from results/<preset>/evidence: what claims, figures and tables are made from.
+
+pmd/experiments/evidence.py, law.py and finite.py say what the columns are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pmd.methods import METHODS
+
+SETS = ("test", "ood")
+"""The sets that are reported, pooled: problems of the trained lengths and longer ones."""
+
+COLUMNS = {
+    "runs": {"run", "variant", "method", "lr", "minibatches", "staleness", "base", "seed", "cpu", "seconds", "tokens"},
+    "steps": {"run", "step", "reward", "entropy", "lambda", "lambda_theory", "seconds", "tokens"},
+    "evals": {"run", "step", "set", "k", "correct", "majority", "final"},
+    "law": {"base", "tau", "normalise", "how", "step", "set", "p", "s_success", "s_failure", "minus_mean_s", "lam"},
+    "finite": {"base", "n", "tau", "tau_b", "set", "prompt", "samples", "before", "after", "lam"},
+}
+"""What a file must hold."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The frames of one preset. law, finite: None if that experiment has not been run."""
+
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    evals: pd.DataFrame
+    law: pd.DataFrame | None = None
+    finite: pd.DataFrame | None = None
+
+
+def load(folder: Path) -> Evidence:
+    """The frames in a folder; ValueError in one line if the training map is missing or a file has another schema."""
+    found = {}
+    for name, columns in COLUMNS.items():
+        file = folder / f"{name}.parquet"
+        if not file.exists():
+            if name in ("runs", "steps", "evals"):
+                raise ValueError(f"{file}: missing; first execute notebooks 1 to 3 for this preset, or run `dvc repro`")
+            continue
+        frame = pd.read_parquet(file)
+        if lacking := sorted(columns - set(frame.columns)):
+            raise ValueError(f"{file}: of another schema, it has no column {', '.join(lacking)}")
+        found[name] = frame
+    runs, evals = found["runs"], found["evals"]
+    keys = ["run", "variant", "method", "minibatches", "staleness", "lr", "base", "seed"]
+    for name in ("steps", "evals"):
+        found[name] = found[name].drop(columns=[key for key in keys[1:] if key in found[name]]).merge(runs[keys])
+    accuracy = [float(np.mean(row.correct)) / row.k for row in evals.itertuples()]
+    found["evals"] = found["evals"].assign(accuracy=accuracy) if len(found["evals"]) == len(evals) else _lost(folder)
+    return Evidence(**found)
+
+
+def _lost(folder: Path) -> pd.DataFrame:
+    raise ValueError(f"{folder / 'evals.parquet'}: of other runs than runs.parquet beside it")
+
+
+def ordered(variants: Iterable[str]) -> list[str]:
+    """The variants that occur, each once, in the order of pmd/methods.py; ValueError for a method that is not there."""
+    found = sorted(set(variants))
+    for name in found:
+        if name.split(" ")[0] not in METHODS:
+            raise ValueError(f"method: got {name!r}, must be one of pmd/methods.py: {', '.join(METHODS)}")
+    return sorted(found, key=lambda name: (list(METHODS).index(name.split(" ")[0]), name))
+
+
+def final(evidence: Evidence, sets: Iterable[str] = SETS) -> pd.DataFrame:
+    """The evaluations at the end of every run, on whole sets: rows of evals."""
+    return evidence.evals[evidence.evals.final.astype(bool) & evidence.evals["set"].isin(list(sets))]
+
+
+def chosen(evidence: Evidence) -> pd.DataFrame:
+    """The learning rate of each variant under each regime that has the best final accuracy on `val`, mean over runs.
+
+    Columns variant, minibatches, staleness, lr and val; of equally good rates the smaller.
+    """
+    keys = ["variant", "minibatches", "staleness"]
+    means = final(evidence, ["val"]).groupby([*keys, "lr"], as_index=False).accuracy.mean().sort_values("lr")
+    best = means.loc[means.groupby(keys).accuracy.idxmax()]
+    return best.rename(columns={"accuracy": "val"}).reset_index(drop=True)
+
+
+def cell(rows: pd.DataFrame, variant: str, minibatches: int, lr: float | None = None, staleness: int = 0):
+    """The rows of a variant under a regime, at one learning rate or, with None, at all of them."""
+    mine = (rows.variant == variant) & (rows.minibatches == minibatches) & (rows.staleness == staleness)
+    return rows[mine if lr is None else mine & np.isclose(rows.lr, lr)]
+
+
+def scores(rows: pd.DataFrame) -> tuple[list[int], NDArray[np.float64]]:
+    """(base models, accuracy [bases, problems]) of final evaluations, a base's mean over its runs; sets are pooled.
+
+    rows: of `final`. Empty if there are none. ValueError if runs saw different numbers of problems.
+    """
+    bases = sorted(set(rows.base))
+    if not bases:
+        return [], np.zeros((0, 0))
+    parts = []
+    for name in sorted(set(rows["set"])):
+        part = rows[rows["set"] == name]
+        if part.correct.map(len).nunique() != 1 or set(part.base) != set(bases):
+            raise ValueError(f"set {name}: its runs saw different problems or base models")
+        share = {
+            base: np.mean(
+                [np.asarray(row.correct, dtype=float) / row.k for row in part[part.base == base].itertuples()], 0
+            )
+            for base in bases
+        }
+        parts.append(np.stack([share[base] for base in bases]))
+    return bases, np.concatenate(parts, axis=1)

@@ -1,0 +1,144 @@
+"""T1: every row has the sign that the evidence gives it, its margin counts, and nothing is dropped silently."""
+
+from __future__ import annotations
+
+import pytest
+
+from pmd.paper import claims, frames
+from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED
+from tests import evidence
+
+
+def table(tmp_path, accuracy=lambda variant, k, rate: 0.6, law=None, finite=None, **how):
+    found = evidence.frames(accuracy, **how)
+    found |= {"law": evidence.law() if law is None else law, "finite": evidence.finite() if finite is None else finite}
+    evidence.write(tmp_path, **found)
+    return claims.table(frames.load(tmp_path)).set_index("row")
+
+
+def better(who, by, only=lambda k, rate: True):
+    """A final accuracy of 0.6, and `by` more for one variant."""
+    return lambda variant, k, rate: 0.6 + by * (variant == who and only(k, rate))
+
+
+def test_no_difference_is_equivalent_and_at_most_sixteen_rows(tmp_path):
+    found = table(tmp_path)
+    assert len(claims.CLAIMS) == len(found) <= 16
+    assert set(found.verdict[["a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4"]]) == {EQUIVALENT}
+    assert found.verdict["g"] == NOT_TESTABLE
+
+
+@pytest.mark.parametrize(
+    ("row", "rival", "k"), [("a1", "grpo", 8), ("a2", "gspo", 8), ("a3", "grpo", 40), ("a4", "gspo", 40)]
+)
+def test_accuracy_at_the_best_rate_of_each_staleness(tmp_path, row, rival, k):
+    at = lambda found, rate: found == k and rate == 1e-3  # noqa: E731
+    assert table(tmp_path / "1", better("pmd-mean", 0.05, at)).verdict[row] == SUPPORTED
+    lost = table(tmp_path / "2", better(rival, 0.05, at))
+    assert lost.verdict[row] == CONTRADICTED
+    assert lost.effect[row].estimate == pytest.approx(-5, abs=1)
+    others = {"a1", "a2", "a3", "a4"} - {row}
+    assert set(lost.verdict[list(others)]) == {EQUIVALENT}
+
+
+@pytest.mark.parametrize(("row", "rival"), [("b1", "rloo"), ("b2", "pmd-part"), ("b3", "grpo"), ("b4", "gspo")])
+def test_stability_is_over_the_whole_grid(tmp_path, row, rival):
+    """A fall at one of two rates: nothing at the best rate, half of the fall over the grid."""
+    fallen = table(tmp_path / "1", better(rival, -0.3, lambda k, rate: rate == 1e-3 and k > 1))
+    assert fallen.verdict[row] == SUPPORTED
+    assert fallen.effect[row].estimate == pytest.approx(15, abs=1)
+    if row in ("b3", "b4"):
+        assert fallen.verdict["a1"] == EQUIVALENT
+    assert table(tmp_path / "2", better("pmd-mean", -0.3, lambda k, rate: k > 1)).verdict[row] == CONTRADICTED
+
+
+def test_a_difference_below_the_margin_is_no_support(tmp_path):
+    found = table(tmp_path, better("pmd-mean", 0.005), noise=0.0005)
+    assert found.effect["a1"].low > 0
+    assert found.verdict["a1"] == EQUIVALENT
+
+
+def test_few_noisy_base_models_decide_nothing(tmp_path):
+    """With all problems taken as independent the interval would be a fifth of this and exclude 0."""
+    found = table(tmp_path, better("pmd-mean", 0.03), bases=(1, 2, 3), noise=0.1, seed=1)
+    assert found.verdict["a1"] == UNDECIDED
+    alone = table(tmp_path / "1", better("pmd-mean", 0.3), bases=(1,))
+    assert alone.verdict["a1"] == NOT_TESTABLE
+    assert alone.effect["a1"] is None
+
+
+def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
+    fast = table(tmp_path / "1", speed=lambda variant, k: 5.0 if variant == "pmd-mean" and k > 1 else 10.0)
+    assert fast.verdict[["c1", "c2"]].tolist() == [SUPPORTED, SUPPORTED]
+    assert fast.effect["c1"].estimate == pytest.approx(0.5, rel=0.1)
+    slow = table(tmp_path / "2", speed=lambda variant, k: 20.0 if variant == "pmd-mean" and k > 1 else 10.0)
+    assert slow.verdict["c2"] == CONTRADICTED
+    short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
+    assert short.verdict["c1"] == CONTRADICTED
+    assert "does not reach the target from 4 of 4" in short.reason["c1"]
+    mixed = table(tmp_path / "4", cpu=lambda base, variant: variant)
+    assert mixed.verdict["c2"] == NOT_TESTABLE
+    assert "different processors" in mixed.reason["c2"]
+
+
+def test_finite_samples_compare_the_mean_with_the_partition(tmp_path):
+    found = table(tmp_path)
+    assert found.verdict[["d1", "d2"]].tolist() == [SUPPORTED, SUPPORTED]
+    assert found.effect["d1"].estimate == pytest.approx(10, abs=1)
+    assert found.effect["d2"].estimate == pytest.approx(5, abs=1)
+    assert table(tmp_path / "1", finite=evidence.finite(-0.05)).verdict["d2"] == CONTRADICTED
+    assert table(tmp_path / "2", finite=evidence.finite(0.0, noise=0.0005)).verdict["d1"] == EQUIVALENT
+
+
+def test_the_law_must_be_met_and_not_only_not_missed(tmp_path):
+    found = table(tmp_path)
+    assert found.verdict[["e1", "e2"]].tolist() == [SUPPORTED, SUPPORTED]
+    assert found.effect["e1"].estimate == pytest.approx(0, abs=0.05)
+    assert table(tmp_path / "1", law=evidence.law(1.5)).verdict["e1"] == CONTRADICTED
+    assert table(tmp_path / "2", law=evidence.law(1.0, noise=0.3)).verdict["e1"] == UNDECIDED
+    assert table(tmp_path / "3", law=evidence.law(order=-1)).verdict["e2"] == CONTRADICTED
+
+
+def test_what_was_not_run_is_not_testable(tmp_path):
+    evidence.write(tmp_path, **evidence.frames(lambda *cell: 0.6, variants=("pmd-mean", "rloo"), on_policy=()))
+    found = claims.table(frames.load(tmp_path)).set_index("row")
+    assert set(found.verdict.drop(["b1"])) == {NOT_TESTABLE}
+    assert found.verdict["b1"] == EQUIVALENT
+    assert (found.reason.str.len() > 10).all()
+
+
+def test_two_presets_side_by_side_name_what_disagrees(tmp_path):
+    one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
+    other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
+    joined = claims.beside(one, other).set_index("row")
+    assert joined.disagree["a1"]
+    assert not joined.disagree[["a2", "d1", "g"]].any()
+    assert joined["verdict (default)"]["a1"] == CONTRADICTED
+
+
+def test_the_finding_is_made_of_the_verdicts(tmp_path):
+    found = table(tmp_path, better("grpo", 0.05, lambda k, rate: k == 40)).reset_index()
+    text = claims.finding(found)
+    opposite = text[text.index("The opposite was found of: ") :].split(". ")[0]
+    assert "PMD-mean ends more accurate than GRPO, each at its best learning rate, at large staleness (a3)" in opposite
+    assert "Not testable here: g." in text
+
+
+def test_evidence_of_another_schema_is_refused_in_one_line(tmp_path):
+    made = evidence.frames(lambda *cell: 0.6, variants=("pmd-mean",))
+    with pytest.raises(ValueError, match=r"runs\.parquet: missing; first execute notebooks 1 to 3"):
+        frames.load(tmp_path)
+    evidence.write(tmp_path, **made | {"runs": made["runs"].drop(columns="cpu")})
+    with pytest.raises(ValueError, match=r"runs\.parquet: of another schema, it has no column cpu"):
+        frames.load(tmp_path)
+    evidence.write(tmp_path, **made | {"runs": made["runs"][1:]})
+    with pytest.raises(ValueError, match=r"evals\.parquet: of other runs than runs\.parquet"):
+        frames.load(tmp_path)
+
+
+def test_counts_of_more_than_a_byte_are_summed_as_numbers(tmp_path):
+    """200 of 200 right on every problem: in bytes, their sum would wrap."""
+    evidence.write(tmp_path, **evidence.frames(lambda *cell: 1.0, variants=("pmd-mean",), noise=0.0))
+    found = frames.load(tmp_path)
+    assert frames.final(found).accuracy.tolist() == [1.0] * len(frames.final(found))
+    assert frames.scores(frames.final(found))[1].mean() == 1.0
