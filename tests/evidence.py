@@ -21,7 +21,7 @@ def frames(
     on_policy=("pmd-mean", "grpo"),
     speed=lambda variant, k: 10.0,
     cpu=lambda base, variant: "a processor",
-    noise=0.01,
+    noise=0.001,
     seed=0,
 ) -> dict[str, pd.DataFrame]:
     """Frames like those of pmd/experiments/evidence.py.
@@ -96,7 +96,7 @@ def finite(gain=0.05, bases=(1, 2, 3, 4), noise=0.005, seed=0) -> pd.DataFrame:
                     rows.append(pd.DataFrame({
                         "base": base, "seed": 1, "n": n, "tau": 0.1, "tau_b": tau_b, "lam": 1.0, "kl": 1.0, "chi2": 1.0,
                         "set": name, "prompt": [f"p{i}" for i in range(10)], "samples": 1000, "p": 0.4,
-                        "after": int(round(1000 * rate)), "before": 400}))  # fmt: skip
+                        "after": round(1000 * rate), "before": 400}))  # fmt: skip
     return pd.concat(rows, ignore_index=True)
 
 
