@@ -109,8 +109,9 @@ CLAIMS = (
           "", 0.15, 0, questions.law_ratio),
     Claim("e2", "Prompts with a larger predicted λ are moved more", "rank correlation over prompts, minus 0.5",
           "", 0.1, 1, questions.law_order),
-    Claim("g", "The gains hold for language models of 4B to 30B parameters", "avg@32 on AIME 2024 and 2025", "pp",
-          1.0, 1, lambda evidence: Answer(None, "no such model is trained here; the reported curves stand beside", 0, 0)),
+    Claim("g", "The gains hold for language models of 4B to 30B parameters", "avg@32 on AIME 2024 and 2025",
+          "pp", 1.0, 1,
+          lambda evidence: Answer(None, "no such model is trained here; the reported curves stand beside", 0, 0)),
 )  # fmt: skip
 """Every row, in the order of the table."""
 
