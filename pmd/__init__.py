@@ -11,7 +11,7 @@ sampling     what samples responses and scores them
 problems     problem sets, prompts and the verifier
 foreign_sets DAPO-Math, AIME, GSM8K, MATH-500 or your own as problem sets
 evaluators   checkpoints and benchmarks, with intervals
-experiments  the base model, ablations and tuning: many runs side by side
+experiments  base models, the law, finite samples and the training map
 scale        runs of any size: vLLM, torchrun, memory planned beforehand
 theory       the population update, with weights too, its binary case, finite samples once and repeatedly
 paper        figures, tables and the report

@@ -33,7 +33,7 @@ def notebook(path: Path, pairs: tuple[str, ...], stage: str | None) -> None:
 
     The namespaces of params.yaml that its cell `parameters` declares are given to it whole, then each -p.
 
-    Example: pmd notebook notebooks/2-train.ipynb -p method=pmd-mean
+    Example: pmd notebook notebooks/3-training.ipynb -p data=data
     """
     from pmd.notebook import execute, parse
 
@@ -179,6 +179,26 @@ def experiment(preset: str, only: tuple[str, ...], seconds: float | None) -> Non
 
     for line in run(preset, only or PARTS, math.inf if seconds is None else seconds):
         click.echo(line)
+
+
+@cli.group()
+def study() -> None:
+    """The study, whose runs are committed as rows of results/study/evidence."""
+
+
+@study.command()
+@click.argument("run")
+@click.option("--preset", default="study", show_default=True, help="Another preset whose evidence holds the run.")
+def check(run: str, preset: str) -> None:
+    """Make one run again and compare.
+
+    The same answers on the same kind of processor, else an accuracy within what the cell's runs have.
+
+    Example: pmd study check pmd-mean/K-8/lr-0.00015/base-1-seed-101
+    """
+    from pmd.experiments.check import check as check_run
+
+    click.echo(check_run(run, preset))
 
 
 @cli.command()

@@ -195,6 +195,19 @@ def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
             values[key] = change
 
 
+def of_preset(name: str, root: Path = ROOT) -> dict[str, Any]:
+    """params.yaml with presets/NAME.yaml laid over it, as plain dictionaries; the file itself stays as it is.
+
+    A name that params.yaml has already needs no file. ValueError in one line for a name that is no preset.
+    """
+    values = load(root / "params.yaml")
+    if name != values["preset"]:
+        known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
+        require(name in known, "preset", name, f"one of {listed(known, name)}")
+        overlay(values, load(root / "presets" / f"{name}.yaml"), name)
+    return values
+
+
 def apply_preset(name: str, root: Path = ROOT) -> None:
     """Apply presets/NAME.yaml to params.yaml in place, comments kept."""
     known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))

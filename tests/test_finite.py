@@ -21,7 +21,8 @@ from pmd.sampling.seeds import derive
 from pmd.trainer.objectives import Hyper
 from pmd.trainer.rollouts import Rollouts
 
-SETTINGS = {"bases": [1], "device": "cpu", "seeds": [2], "n": [3], "tau": [0.5], "tau_b": ["tau", "inf"], "prompts": 3, "others": 2,
+SETTINGS = {"bases": [1], "device": "cpu", "seeds": [2], "n": [3], "tau": [0.5], "tau_b": ["tau", "inf"],
+            "prompts": 3, "others": 2,
             "same_k": 4, "other_k": 2, "normalise": "length", "max_tokens": 5, "lr": 1e-2, "steps": 3,
             "threads": 1}  # fmt: skip
 FIXED = {key: SETTINGS[key] for key in ("prompts", "others", "same_k", "other_k", "max_tokens")}

@@ -21,7 +21,8 @@ from pmd.trainer.rollouts import Rollouts
 
 VALUES = params.load()
 TRAIN, METHODS = VALUES["train"] | {"minibatches": 2}, VALUES["methods"]
-SETTINGS = {"bases": [1], "device": "cpu", "seeds": [3], "tau": [0.5], "normalise": ["constant"], "prompts": 4, "rollouts": 6,
+SETTINGS = {"bases": [1], "device": "cpu", "seeds": [3], "tau": [0.5], "normalise": ["constant"],
+            "prompts": 4, "rollouts": 6,
             "held_out": 5, "max_tokens": 6, "lr": 1e-3, "steps": 4, "measure": [1, 2], "threads": 1}  # fmt: skip
 
 

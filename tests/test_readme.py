@@ -26,7 +26,7 @@ def test_training_on_ones_own_task(tiny_dir, tmp_path):
     arithmetic.generate(tmp_path / "data")
     block = BLOCKS[0]
     for name, here in (
-        ("runs/default/base", tiny_dir),
+        ("bases/base-1", tiny_dir),
         ("data/", f"{tmp_path}/data/"),
         ("runs/mine", tmp_path / "mine"),
     ):

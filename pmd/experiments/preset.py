@@ -25,23 +25,13 @@ from pmd.processes import machine
 PARTS = ("law", "finite", "train")
 
 
-def settings(preset: str, root: Path = ROOT) -> dict[str, Any]:
-    """params.yaml with a preset laid over it; the file itself stays as it is."""
-    values = params.load(root / "params.yaml")
-    if preset != values["preset"]:
-        known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
-        params.require(preset in known, "preset", preset, f"one of {params.listed(known, preset)}")
-        params.overlay(values, params.load(root / "presets" / f"{preset}.yaml"), preset)
-    return values
-
-
 def run(preset: str, parts: Sequence[str] = PARTS, seconds: float = math.inf, root: Path = ROOT) -> list[str]:
     """Run these parts of a preset's experiments, and before them what they lack: its problem sets, its base models.
 
     Writes runs/<preset> and results/<preset>/evidence; returns a line of what each part took. After so many `seconds`
     no further training run begins.
     """
-    until, values = time.monotonic() + seconds, settings(preset, root)
+    until, values = time.monotonic() + seconds, params.of_preset(preset, root)
     data, bases, out = root / values["data"], root / values["bases"], root / "runs" / preset
     for part in parts:
         params.require(part in PARTS, "experiment", part, f"one of {', '.join(PARTS)}")

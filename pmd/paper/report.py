@@ -1,120 +1,165 @@
-"""One page with every figure and table of a preset, as Markdown and as HTML, verdicts first."""
+"""The page with everything: what was found, three pictures, the claims, then the rest.
+
+`sections` says what is on it; `markdown` and `html` say how it looks. The HTML needs no other file: pictures are
+inlined, so it can be sent by itself.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import mistune
 import pandas as pd
 
 from pmd.files import write_text
+from pmd.paper import claims
+from pmd.paper.captions import CAPTIONS, IDEA
 
-FIGURES = {
-    "F1": "Theory: the policy ratio ρ of PMD-mean's population update against the scaled advantage "
-    "Δ/τ, for several λ; λ = 0 is the exponential of KL-PMD. The larger λ, the slower ρ grows "
-    "with the advantage.",
-    "F2": "Theory, binary rewards: λ and the ratios of successes and failures against the success "
-    "probability p, PMD-mean solid, KL-PMD dashed, asymptotes dotted. Compare the two at small "
-    "p.",
-    "F3": "Theory, binary rewards: the success probability over repeated population updates, and its "
-    "distance from 1 on a logarithmic axis, with the common rate dotted.",
-    "F4": "Theory, finite samples: how often an estimated baseline turns the regulariser negative, and"
-    " the spread of the next success probability, against the group size n.",
-    "F4-chain": "Theory, repeated updates from n rollouts each, exactly: the success probability p after them, median "
-    "and worst decile; the chance that p is still below one half, dotted what of it no baseline can change; the chance "
-    "that an update leaves more than 10 % of the probability to responses that no rollout showed. p never falls.",
-    "F5": "Training curves of every method on the main matrix of runs: mean over seeds and, for PMD-mean and "
-    "GRPO, a 95 % band (Student's t over seeds; none with one seed; the CSV has every method's). The panels are "
-    "those of the reference code's 30B figure. Look at how early the curves part, whether bands overlap, and "
-    "whether any curve falls back. best@k is resampled with replacement and so biased low; T1 has the unbiased "
-    "pass@k.",
-    "F5-reported": "The same panels as the paper's authors report them for Qwen3-30B-A3B, DAPO-Math-17k and "
-    "AIME, read off the figure in their repository. These are not our runs, and one run a "
-    "method: compare shapes with F5, not values.",
-    "F6": "Overall accuracy against the cost of reaching it: seconds of training on the left, "
-    "generated tokens on the right; small K above, large K below: larger, rarer batches whose "
-    "later updates learn from an older policy, at the same number of samples and updates in all."
-    " Read along a horizontal line to compare the cost of one accuracy; T2 does so at one "
-    "target.",
-    "F7": "The implicit regulariser in training. Theory says that −mean(s) over the rollouts, measured"
-    " after an update, estimates the λ of the population solution. Top: measured against "
-    "predicted, as points with the line of equality and over the steps (linear within ±0.01, logarithmic "
-    "beyond). Points below the line "
-    "mean that the optimizer stopped short of the population solution; points above, that it "
-    "overshot. Bottom: how far one step moves the policy, for every method.",
-    "F8": "Ablations: final overall accuracy with 95 % intervals clustered by seed and prompt (of "
-    "prompts alone where there is one seed), against τ, the group size n at the same number of "
-    "samples a step, and the number K of minibatches a batch is split into, at the same number "
-    "of samples and updates in all. GRPO without clipping and RLOO are controls: they separate "
-    "the effect of the regression from that of leaving out the clip.",
-}
-"""Captions: what is drawn and what to look for. None says what was found, which is the purpose of T4."""
-
-TABLES = ("T1", "T2", "T3", "T4", "T5")
-
-_CSS = """
-body{max-width:64rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 system-ui,sans-serif;color:#222}
-h2{margin-top:3rem;border-bottom:1px solid #ddd}
-img{max-width:100%;height:auto}
-table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.8rem;margin:1rem 0}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-th{border-bottom:2px solid #222;white-space:nowrap}
-code{background:#f4f4f4;padding:0 .2em}
-"""
+LEAD = ("law", "finite", "F8")
+"""The pictures that come first."""
 
 
-def build(directory: str | Path, preset: str) -> Path:
-    """Write report.md and report.html into results/<preset> from the figures and tables that lie there.
+@dataclass
+class Section:
+    """A part of the page. figures: (name, its SVG). tables: Markdown files. folded: shown when asked for."""
 
-    directory: has figures/*.svg, theory/figures/*.svg and tables/*.md. What is absent is left out, except T4, without
-    which there is a ValueError. Images are relative links. Returns the path of report.html.
+    title: str
+    prose: str = ""
+    figures: list[tuple[str, Path]] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    folded: bool = False
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+def build(directory: Path, rows: pd.DataFrame, preset: str, study: Path | None = None) -> Path:
+    """Write report.md and report.html into results/<preset>; returns the path of report.html.
+
+    rows: the table of claims that opens the page. study: the folder of the study's figures and tables, which then come
+    first; None where there is no study. What is absent is left out.
     """
-    directory = Path(directory)
-    verdicts = directory / "tables" / "T4.csv"
-    if not verdicts.is_file():
-        raise ValueError(f"{verdicts}: missing; write the tables before the report")
-    parts = [
-        f"# PMD-mean, preset “{preset}”: results",
-        _summary(pd.read_csv(verdicts, keep_default_na=False)),
-    ]
-    parts.append("## Figures")
-    for name, caption in FIGURES.items():
-        folder = "theory/figures" if name in ("F1", "F2", "F3", "F4", "F4-chain") else "figures"
-        if (directory / folder / f"{name}.svg").is_file():
-            links = _links(folder, name, "png", "csv")
-            parts += [f"### {name}", f"![{name}]({folder}/{name}.svg)", caption, links]
-    parts.append("## Tables")
-    for name in TABLES:
-        table = directory / "tables" / f"{name}.md"
-        if table.is_file():
-            links = _links("tables", name, "csv", "tex")
-            parts += [f"### {name}", table.read_text(encoding="utf-8").strip(), links]
-    text = "\n\n".join(parts) + "\n"
-    write_text(directory / "report.md", text)
-    body = mistune.create_markdown(plugins=["table"])(text)
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>PMD-mean: {preset}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head>\n'
-        f"<body>\n{body}</body></html>\n"
-    )
-    write_text(directory / "report.html", page)
+    found = sections(directory, rows, study)
+    write_text(directory / "report.md", markdown(found, directory))
+    write_text(directory / "report.html", html(found, f"PMD-mean: {preset}"))
     return directory / "report.html"
 
 
-def _summary(claims: pd.DataFrame) -> str:
-    """The first section: every row of T4 without its numbers."""
-    lines = [
-        "## The abstract's claims",
-        "",
-        "| claim | metric | scope | verdict |",
-        "| --- | --- | --- | --- |",
+def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Section]:
+    """What is on the page, in order."""
+    lead = study or directory
+    made = {"F1", "F2", "F3", "F4", "F4-chain"}
+
+    def pictures(folder: Path, names: list[str]) -> list[tuple[str, Path]]:
+        paths = [(n, (directory / "theory" if n in made else folder) / "figures" / f"{n}.svg") for n in names]
+        return [(name, path) for name, path in paths if path.is_file()]
+
+    def tables(folder: Path, names: list[str]) -> list[Path]:
+        return [path for name in names if (path := folder / "tables" / f"{name}.md").is_file()]
+
+    rest = [name for name in CAPTIONS if name not in (*LEAD, *made)]
+    found = [
+        Section("What was asked, and what was found", IDEA + "\n\n" + claims.finding(rows)),
+        Section("Three pictures", figures=pictures(lead, list(LEAD))),
+        Section("The claims", tables=tables(directory, ["T1"])),
+        Section("Training", figures=pictures(lead, rest), tables=tables(lead, ["T2", "T3"])),
+        Section("The theory", figures=pictures(lead, sorted(made)), tables=tables(directory, ["T4"]), folded=True),
+        Section("Settings and compute", tables=tables(directory, ["T5", "T6"]), folded=True),
     ]
-    lines += [f"| {row.claim} | {row.metric} | {row.scope} | **{row.verdict}** |" for row in claims.itertuples()]
-    lines += ["", "Verdicts are computed from 95 % intervals; T4 below has the numbers and the rules."]
-    return "\n".join(lines)
+    if study:
+        own = Section(
+            "The default run", "The same, from the run that `make repro` makes on other base models and seeds."
+        )
+        own.figures, own.tables = pictures(directory, [*LEAD, "F5", "F6", "F7"]), tables(directory, ["T2", "T3"])
+        found.insert(4, own)
+    return [part for part in found if part.prose or part.figures or part.tables]
 
 
-def _links(folder: str, name: str, *endings: str) -> str:
-    """Links to the same figure or table in other formats."""
-    links = [f"[{ending.upper()}]({folder}/{name}.{ending})" for ending in endings]
-    return f"The same as {' and '.join(links)}."
+def markdown(found: list[Section], directory: Path) -> str:
+    """The page as Markdown; pictures are links relative to `directory`."""
+    parts = ["# PMD-mean: what holds, how strongly, and where it does not"]
+    for part in found:
+        parts += [f"## {part.title}", part.prose]
+        for name, path in part.figures:
+            parts += [
+                f"![{CAPTIONS[name]}]({Path(os.path.relpath(path, directory)).as_posix()})",
+                f"*{name}. {CAPTIONS[name]}*",
+            ]
+        parts += [path.read_text(encoding="utf-8").strip() for path in part.tables]
+    return "\n\n".join(text for text in parts if text) + "\n"
+
+
+# --- HTML -----------------------------------------------------------------------------------------------------------
+
+_CSS = """
+:root{color-scheme:light dark;--ink:#1f2328;--paper:#fff;--line:#d0d7de;--soft:#59636e}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--line:#30363d;--soft:#9198a1}}
+body{max-width:70rem;margin:0 auto;padding:1rem;font:17px/1.55 system-ui,sans-serif}
+body{color:var(--ink);background:var(--paper)}
+h1{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}
+nav a{margin-right:1rem}a{color:#0969da}@media(prefers-color-scheme:dark){a{color:#58a6ff}}
+figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px}
+figure svg{width:100%;height:auto;display:block}figcaption{color:#444;font-size:.9rem;margin-top:.5rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;width:100%}
+th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th{white-space:nowrap}summary{cursor:pointer;font-weight:600}code{background:#8882;padding:0 .2em}
+@media(max-width:40rem){table,tbody,tr,td{display:block}thead{display:none}tr{border-bottom:2px solid var(--line)}
+td{border:0;padding:.15rem 0}td::before{content:attr(data-label) " ";color:var(--soft);font-size:.8rem}}
+"""
+
+
+def html(found: list[Section], title: str) -> str:
+    """The page as one HTML file without any other resource."""
+    links = "".join(f'<a href="#{part.anchor}">{escape(part.title)}</a> ' for part in found)
+    body = "\n".join(_section(part) for part in found)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
+        "<body>\n<h1>PMD-mean: what holds, how strongly, and where it does not</h1>\n<p>"
+        '<a href="https://arxiv.org/abs/2602.05933">The paper</a></p>\n'
+        f"<nav>{links}</nav>\n{body}\n</body></html>\n"
+    )
+
+
+def _section(part: Section) -> str:
+    render = mistune.create_markdown(plugins=["table"])
+    inner = [str(render(part.prose))] if part.prose else []
+    inner += [_figure(part.anchor, name, path) for name, path in part.figures]
+    inner += [_table(str(render(path.read_text(encoding="utf-8")))) for path in part.tables]
+    text = "\n".join(inner)
+    if part.folded:
+        text = f"<details><summary>{escape(part.title)}: show</summary>\n{text}\n</details>"
+    return f'<section id="{part.anchor}">\n<h2>{escape(part.title)}</h2>\n{text}\n</section>'
+
+
+def _figure(where: str, name: str, path: Path) -> str:
+    """A picture inlined; the ids in it are made unique, since several pictures share a page."""
+    svg = path.read_text(encoding="utf-8")
+    svg = svg[svg.index("<svg") :]
+    prefix = f"{where}-{name}-"
+    svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{prefix}{m[1]}"', svg)
+    svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{prefix}{m[1]}"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{prefix}{m[1]})", svg)
+    said = escape(CAPTIONS[name], quote=True)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
+    return f'<figure id="{prefix}figure">{svg}<figcaption><b>{escape(name)}.</b> {said}</figcaption></figure>'
+
+
+def _table(text: str) -> str:
+    """Tables in a box that scrolls; each cell knows its column's name, which a narrow screen shows beside it."""
+
+    def labelled(table: re.Match) -> str:
+        names = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)]
+
+        def row(match: re.Match) -> str:
+            cells = iter(names)
+            return re.sub(r"<td", lambda m: f'<td data-label="{escape(next(cells, ""), quote=True)}"', match[0])
+
+        return f'<div class="scroll">{re.sub(r"<tr>.*?</tr>", row, table[0], flags=re.DOTALL)}</div>'
+
+    return re.sub(r"<table>.*?</table>", labelled, text, flags=re.DOTALL)

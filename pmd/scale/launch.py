@@ -1,4 +1,4 @@
-"""Start a run of any size on this machine by torchrun, follow it, and report what it did: notebooks/9-scale.ipynb.
+"""Start a run of any size on this machine by torchrun, follow it, and report what it did: notebooks/7-scale.ipynb.
 
 The launcher itself loads no torch: the ranks that it starts (pmd/scale/run.py) do.
 """

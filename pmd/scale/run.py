@@ -5,7 +5,7 @@
     sbatch --nodes 4 scripts/train.slurm NAME                     # four machines
 
 The run is made in runs/<preset>/scale/NAME-work, where a later call goes on from the last checkpoint, on as many ranks
-as it then has. notebooks/9-scale.ipynb starts torchrun itself (pmd/scale/launch.py) and moves a finished run to
+as it then has. notebooks/7-scale.ipynb starts torchrun itself (pmd/scale/launch.py) and moves a finished run to
 runs/<preset>/scale/NAME.
 """
 

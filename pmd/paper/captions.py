@@ -1,0 +1,35 @@
+"""The words of the page: the idea, and what each picture shows, which stands in its place for who cannot see it."""
+
+IDEA = (
+    "Policy mirror descent improves a language model by regressing the log-ratio of its new and its old policy on"
+    " rewards. The exact step needs a log-partition function that a few rollouts cannot estimate. PMD-mean puts "
+    "the mean reward in its place, and the paper's theorem says that this adds a regulariser of its own, a χ² "
+    "term whose weight λ is largest where it is needed. This page asks what of that can be seen in small language"
+    " models, trained on two CPU cores."
+)
+
+CAPTIONS = {
+    "law": "The law in a language model. After an update whose regression is solved, the log-ratio s of right and "
+    "wrong responses follows the Lambert-W curves that theory predicts from a prompt's success rate p alone, and "
+    "−mean(s) follows λ. The right panels show the distance from the prediction, from one pass (what practice "
+    "does) to the solution.",
+    "finite": "Finite samples. Success after one solved update from n rollouts, by the temperature τ_b of the "
+    "baseline: PMD-part at τ_b = τ on the left, PMD-mean at ∞, baselines below the mean to its right; on the prompts "
+    "that the update learns from, on others, and per nat of movement.",
+    "F8": "The robustness map. Final accuracy over learning rate and K, the number of updates made from one batch of "
+    "rollouts. White is the accuracy of the base models, × marks a cell that lost more than half of it.",
+    "F1": "Theory. The policy ratio ρ of PMD-mean's update against the scaled advantage, for several λ; λ = 0 is the "
+    "exact step of mirror descent.",
+    "F2": "Theory, rewards 0 and 1. λ and the ratios of successes and failures against the success probability p.",
+    "F3": "Theory, rewards 0 and 1. The success probability over repeated updates.",
+    "F4": "Theory, finite samples. How often an estimated baseline makes λ negative, and the spread of the next success"
+    " probability, against the number of rollouts n.",
+    "F4-chain": "Theory, repeated updates from n rollouts: the exact Markov chain of one prompt's success probability.",
+    "F5": "Training curves of every method at the learning rate that is best for it on validation problems, a row for "
+    "each K. Bands: 95 % intervals over base models, of PMD-mean and GRPO.",
+    "F5-reported": "What the paper's authors report for Qwen3-30B-A3B. These are not runs of this repository.",
+    "F6": "Accuracy against seconds of training and generated tokens, each method at its best K; on-policy runs (K = 1)"
+    " beside them.",
+    "F7": "Practice. −mean(s) after each step of training against the λ of the solved update. One pass over a batch "
+    "stops short of the solution, or overshoots where it is stale.",
+}

@@ -1,0 +1,167 @@
+"""Figures, tables and the page: what they show is what the evidence holds."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pmd import params
+from pmd.files import ROOT
+from pmd.paper import claims, figures, finite_figures, frames, law_figures, report, settings_table, style, tables
+from pmd.paper.typeset import markdown, write
+from tests import evidence as made
+
+REPORTED = pd.read_csv(ROOT / "results" / "reference" / "reported_30b_curves.csv")
+
+
+def accuracy(variant, k, rate):
+    """RLOO falls at the large rate, the others end at 0.6, PMD-mean at K = 8 at 0.65."""
+    return 0.1 if variant == "rloo" and rate == 1e-3 else 0.65 if variant == "pmd-mean" and k == 8 else 0.6
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    variants = ("pmd-mean", "pmd-mean tau=0.5", "pmd-part", "grpo", "gspo", "rloo")
+    made.write(folder, **made.frames(accuracy, variants=variants), law=made.law(), finite=made.finite())
+    return frames.load(folder)
+
+
+def test_the_map_has_every_cell_and_marks_what_collapsed(evidence):
+    figure, table = figures.robustness_map(evidence)
+    assert len(table) == 6 * 4 + 2 * 2
+    assert set(table[table.collapsed].variant) == {"rloo"}
+    assert table[table.collapsed].lr.unique().tolist() == [1e-3]
+    cell = table[(table.variant == "pmd-mean") & (table.minibatches == 8)]
+    assert cell.accuracy.tolist() == pytest.approx([0.65, 0.65], abs=0.01)
+    assert table.base.tolist() == pytest.approx([0.4] * len(table), abs=0.01)
+    texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert sum("×" in text for text in texts) == table.collapsed.sum()
+    assert "PMD-mean, τ = 0.5" in [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes]
+
+
+def test_curves_are_those_of_the_best_rate_and_end_where_the_runs_do(evidence):
+    _, table = figures.training_curves(evidence)
+    rloo = table[(table.variant == "rloo") & (table.panel == "accuracy, test")]
+    assert rloo.lr.unique().tolist() == [1e-4]
+    last = table[(table.variant == "pmd-mean") & (table.panel == "accuracy, test") & (table.step == 3)]
+    assert last.set_index("minibatches")["mean"].to_dict() == pytest.approx({8: 0.65, 40: 0.6}, abs=0.01)
+    assert (last.low < last["mean"]).all()
+    assert set(table.bases) == {4}
+
+
+def test_cost_is_shown_at_the_best_k_with_on_policy_beside(evidence):
+    _, table = figures.time_efficiency(evidence)
+    picks = table.groupby("variant").minibatches.unique().map(sorted).to_dict()
+    assert picks["pmd-mean"] == [1, 8]
+    assert picks["grpo"][0] == 1
+    assert set(table[table.step == 3].seconds.round(6)) == {10.0}
+
+
+def test_practice_is_drawn_for_what_theory_knows(evidence):
+    _, table = figures.implicit_regulariser(evidence)
+    assert set(table.variant) == {"pmd-mean", "pmd-mean tau=0.5"}
+    assert set(table["lambda_theory"]) == {0.2}
+
+
+def test_accuracies_of_the_table_are_in_percent_with_intervals(evidence):
+    frame = tables.accuracy(evidence, REPORTED).frame.set_index(["method", "K"])
+    cell = frame.loc[("PMD-mean", 8), "avg@200, test"]
+    assert cell.estimate == pytest.approx(65, abs=0.5)
+    assert cell.low < cell.estimate < cell.high <= 100
+    assert frame.loc[("PMD-mean", 8), "pass@8, test"].estimate == pytest.approx(100 * (1 - 0.35**8), abs=1)
+    assert frame.loc[("RLOO", 40), "rate"] == "0.0001"
+    assert frame.loc[("GRPO", 40), "paper 30B"] > 30
+
+
+def test_stability_counts_the_worst_and_what_collapsed(evidence):
+    frame = tables.stability(evidence).frame.set_index(["method", "K"])
+    assert frame.loc[("RLOO", 8), "collapsed"] == "1 of 2"
+    assert frame.loc[("RLOO", 8), "worst"] == pytest.approx(10, abs=1)
+    assert frame.loc[("RLOO", 8), "mean"] == pytest.approx(35, abs=1)
+    assert frame.loc[("PMD-mean", 8), "collapsed"] == "0 of 2"
+
+
+def test_settings_stand_beside_the_papers():
+    frame = settings_table.settings(params.load()).frame.set_index("setting")
+    assert frame.loc["train.group_size", ["ours", "the paper's"]].tolist() == ["8", "16"]
+    assert frame.loc["grid.rates", "ours"] == "5e-05, 0.00015, 0.0005"
+    assert frame.loc["methods.gspo.clip_low", "ours"] == "0.01"
+
+
+def test_theory_is_a_table_of_its_own():
+    rows = pd.DataFrame({"statement": ["a", "b"], "source": ["s"] * 2, "proved_by": ["tests/t.py::x"] * 2,
+                         "residual": [1e-12, 1e-3], "tolerance": [1e-10] * 2})  # fmt: skip
+    assert tables.theory(rows).frame.verdict.tolist() == ["holds", "fails"]
+    with pytest.raises(ValueError, match="has no column residual"):
+        tables.theory(rows.drop(columns="residual"))
+
+
+@pytest.fixture
+def page(evidence, tmp_path):
+    """A folder results/<preset> with all that the page shows, and the rows of its claims."""
+    drawn = {"law": law_figures.law(evidence.law), "finite": finite_figures.finite(evidence.finite),
+             "F8": figures.robustness_map(evidence), "F5-reported": figures.reported_curves(REPORTED)}  # fmt: skip
+    for name, (figure, data) in drawn.items():
+        style.save(figure, data, tmp_path / "figures" / name)
+    rows = claims.table(evidence)
+    for table in (tables.claims_table(rows), tables.stability(evidence), tables.accuracy(evidence, REPORTED)):
+        write(table, tmp_path / "tables")
+    return tmp_path, rows
+
+
+def test_the_page_is_one_file_that_opens_with_what_was_found(page):
+    folder, rows = page
+    text = report.build(folder, rows, "test").read_text()
+    outside = {link for link in re.findall(r'(?:src|href)="([^"]*)', text) if not link.startswith(("#", "data:image/"))}
+    assert outside == {"https://arxiv.org/abs/2602.05933"}
+    found = claims.finding(rows)
+    assert text.index("Supported at this size") < text.index("<figure") < text.index("<table")
+    assert found.split(":")[0] in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    assert used <= set(ids)
+    assert text.count('role="img" aria-label="') == text.count("<figure ") == 4
+    assert text.count("<td data-label=") == text.count("<td")
+
+
+def test_the_page_in_markdown_links_its_pictures(page):
+    folder, rows = page
+    report.build(folder, rows, "test")
+    text = (folder / "report.md").read_text()
+    links = re.findall(r"\]\(([^)]+\.svg)\)", text)
+    assert links[:3] == ["figures/law.svg", "figures/finite.svg", "figures/F8.svg"]
+    assert all((folder / link).is_file() for link in links)
+
+
+def test_the_study_comes_first_and_the_default_beside_it(evidence, page, tmp_path_factory):
+    folder, rows = page
+    study = tmp_path_factory.mktemp("study")
+    style.save(*figures.robustness_map(evidence), study / "figures" / "F8")
+    write(tables.stability(evidence), study / "tables")
+    joined = claims.beside(rows, rows)
+    write(tables.claims_table(joined), folder / "tables")
+    assert "verdict (default)" in markdown(tables.claims_table(joined))
+    text = report.build(folder, joined, "test", study).read_text()
+    assert text.index("Three pictures") < text.index("The default run")
+
+
+def test_a_variant_has_its_methods_colour_and_a_name_of_its_own():
+    plain, soft = (style.variant_style(name) for name in ("pmd-mean", "pmd-mean tau=0.5"))
+    assert plain["color"] == soft["color"]
+    assert (plain["label"], soft["label"]) == ("PMD-mean", "PMD-mean, τ = 0.5")
+    assert soft["markerfacecolor"] == "white"
+    assert frames.ordered(["rloo", "pmd-mean tau=0.5", "pmd-mean"]) == ["pmd-mean", "pmd-mean tau=0.5", "rloo"]
+    with pytest.raises(ValueError, match="method: got 'ppo', must be one of"):
+        frames.ordered(["ppo"])
+
+
+def test_the_scale_of_the_map_is_symmetric_and_readable_without_colour():
+    ramp = style.diverging()
+    assert np.allclose(ramp(0.5)[:3], 1, atol=0.01)
+    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in (ramp(0.0), ramp(0.5), ramp(1.0))]
+    assert luminance[1] > max(luminance[0], luminance[2]) + 0.4
