@@ -65,6 +65,7 @@ def test_few_noisy_base_models_decide_nothing(tmp_path):
     alone = table(tmp_path / "1", better("pmd-mean", 0.3), bases=(1,))
     assert alone.verdict["a1"] == NOT_TESTABLE
     assert alone.effect["a1"] is None
+    assert alone.reason["a1"].endswith("one base model alone has no interval")
 
 
 def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
@@ -74,11 +75,39 @@ def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
     slow = table(tmp_path / "2", speed=lambda variant, k: 20.0 if variant == "pmd-mean" and k > 1 else 10.0)
     assert slow.verdict["c2"] == CONTRADICTED
     short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
-    assert short.verdict["c1"] == CONTRADICTED
-    assert "does not reach the target from 4 of 4" in short.reason["c1"]
+    assert "misses the target from 4 of 4 base models, its seconds are a lower bound" in short.reason["c1"]
     mixed = table(tmp_path / "4", cpu=lambda base, variant: variant)
     assert mixed.verdict["c2"] == NOT_TESTABLE
     assert "different processors" in mixed.reason["c2"]
+
+
+def test_seconds_that_are_only_a_bound_decide_in_one_direction(tmp_path):
+    """Who misses the target would have taken longer, so that its haste is no merit and its rival's no fault."""
+    misses = lambda who: lambda variant, k, rate: 0.45 if variant == who and k > 1 else 0.6  # noqa: E731
+    took = lambda who, seconds: lambda variant, k: seconds if variant == who and k > 1 else 10.0  # noqa: E731
+    for name, who, seconds, found in (
+        ("1", "pmd-mean", 2.0, UNDECIDED),
+        ("2", "pmd-mean", 40.0, CONTRADICTED),
+        ("3", "grpo", 2.0, UNDECIDED),
+        ("4", "grpo", 40.0, SUPPORTED),
+    ):
+        assert table(tmp_path / name, misses(who), speed=took(who, seconds)).verdict["c2"] == found
+
+
+def test_a_map_that_was_stopped_compares_the_cells_that_both_have(tmp_path):
+    """RLOO lacks the rate at which all collapse from one base model: that cell is left out for both."""
+    made = evidence.frames(lambda variant, k, rate: 0.2 if rate == 1e-3 else 0.6)
+    runs = made["runs"]
+    lost = runs.run[(runs.variant == "rloo") & (runs.lr == 1e-3) & (runs.base == 2)]
+    evidence.write(tmp_path, **{name: frame[~frame.run.isin(lost)] for name, frame in made.items()})
+    found = claims.table(frames.load(tmp_path)).set_index("row")
+    assert found.verdict["b1"] == EQUIVALENT
+    assert "over 2 cells of rate and K (2 incomplete ones left out)" in found.reason["b1"]
+
+
+def test_a_law_without_differences_between_prompts_is_not_testable(tmp_path):
+    flat = evidence.law().assign(lam=0.0)
+    assert set(table(tmp_path, law=flat).verdict[["e1", "e2"]]) == {NOT_TESTABLE}
 
 
 def test_finite_samples_compare_the_mean_with_the_partition(tmp_path):
@@ -110,7 +139,7 @@ def test_what_was_not_run_is_not_testable(tmp_path):
 def test_two_presets_side_by_side_name_what_disagrees(tmp_path):
     one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
     other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
-    joined = claims.beside(one, other).set_index("row")
+    joined = claims.beside(study=one, default=other).set_index("row")
     assert joined.disagree["a1"]
     assert not joined.disagree[["a2", "d1", "g"]].any()
     assert joined["verdict (default)"]["a1"] == CONTRADICTED

@@ -132,7 +132,7 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
             {
                 "row": claim.row,
                 "claim": claim.claim,
-                "verdict": answer.verdict or verdict(claim, answer, p),
+                "verdict": verdict(claim, answer, p),
                 "effect": shown,
                 "unit": claim.unit,
                 "margin": claim.show(claim.margin),
@@ -148,7 +148,8 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
 
 
 def verdict(claim: Claim, answer: Answer, p: float) -> str:
-    """The verdict on a claim from its effect and its corrected p-value."""
+    """The verdict on a claim from its effect and its corrected p-value; see `Answer.only` for an effect that is a
+    bound."""
     effect = answer.effect
     if not effect:
         return NOT_TESTABLE
@@ -158,15 +159,19 @@ def verdict(claim: Claim, answer: Answer, p: float) -> str:
         beyond = effect.estimate - np.sign(effect.estimate) * claim.margin
         far = abs(effect.estimate) > claim.margin and effect._replace(estimate=beyond).p_value() < LEVEL
         return CONTRADICTED if far else UNDECIDED
-    if effect.p_within(claim.margin) < LEVEL:
+    if answer.only is None and effect.p_within(claim.margin) < LEVEL:
         return EQUIVALENT
-    if p < LEVEL:
+    side = "above" if effect.estimate > 0 else "below"
+    if p < LEVEL and answer.only in (None, side):
         return SUPPORTED if effect.estimate * claim.sense > 0 else CONTRADICTED
     return UNDECIDED
 
 
-def beside(study: pd.DataFrame, default: pd.DataFrame) -> pd.DataFrame:
-    """The study's table with the default's verdict and effect beside it, and whether two decided verdicts disagree."""
+def beside(*, default: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+    """The study's table with the default's verdict and effect beside it, and whether two decided verdicts disagree.
+
+    The two are given by name, since nothing would show that they were swapped.
+    """
     joined = study.merge(default[["row", "verdict", "effect"]], on="row", how="left", suffixes=("", " (default)"))
     decided = {SUPPORTED, CONTRADICTED}
     pairs = zip(joined["verdict"], joined["verdict (default)"], strict=True)

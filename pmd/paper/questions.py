@@ -14,6 +14,7 @@ from pmd.paper.effects import Effect, crossed, over_bases
 from pmd.paper.frames import Evidence, cell, chosen, final, scores
 from pmd.paper.style import label_of
 
+ALONE = "one base model alone has no interval"
 SHARE = 0.95
 """The target of the time claims: this share of what on-policy GRPO gains over its base model."""
 
@@ -21,14 +22,15 @@ SHARE = 0.95
 class Answer(NamedTuple):
     """An effect, None where there is nothing to compare; the sentence that says why; base models and runs behind it.
 
-    verdict: one that the evidence gives whatever the effect is; None to leave it to the rule.
+    only: the one verdict besides "undecided" that the evidence can give, because the effect is known as a bound:
+    "above" for what an effect above 0 says, "below" for the other, "none" for neither; None if the effect is measured.
     """
 
     effect: Effect | None
     reason: str
     bases: int
     runs: int
-    verdict: str | None = None
+    only: str | None = None
 
 
 def stale(evidence: Evidence) -> list[int]:
@@ -56,8 +58,13 @@ def paired(mine: pd.DataFrame, theirs: pd.DataFrame, labels: tuple[str, str], wh
 
 def sentence(labels: tuple[str, str], a: float, b: float, where: str, effect: Effect) -> str:
     low, high = effect.interval()[1:]
-    known = f"; the 95 % interval of the difference is [{low:.1f}, {high:.1f}] pp" if effect else ""
+    known = f"; {interval_words(low, high)} of the difference" if effect else f"; {ALONE}"
     return f"{labels[0]} {a:.1f} %, {labels[1]} {b:.1f} % {where}{known}"
+
+
+def interval_words(low: float, high: float) -> str:
+    """The 95 % interval of a difference in pp, and whether 0 is in it."""
+    return f"the 95 % interval [{low:.1f}, {high:.1f}] pp {'includes' if low <= 0 <= high else 'excludes'} 0"
 
 
 # --- (a), (b): accuracy and stability -------------------------------------------------------------------------------
@@ -80,19 +87,26 @@ def best_rates(evidence: Evidence, mine: str, rival: str, large: bool) -> Answer
 
 
 def whole_grid(evidence: Evidence, mine: str, rival: str) -> Answer:
-    """(b) Two variants, each over all rates and all K above 1 that both were trained with."""
+    """(b) Two variants, each over all rates and all K above 1 that both were trained with from every base model.
+
+    A cell that one of them lacks from some base model is left out for both, so that a map that was stopped compares
+    like with like; every cell counts the same, however many seeds it has.
+    """
     ends = final(evidence)
     ends = ends[ends.minibatches.isin(stale(evidence)) & (ends.staleness == 0)]
-    cells = [
-        set(zip(ends.minibatches[rows], ends.lr[rows], strict=True))
-        for rows in (ends.variant == mine, ends.variant == rival)
-    ]
-    shared = cells[0] & cells[1]
+    ends = ends[ends.variant.isin([mine, rival])]
+    bases = set(ends[ends.variant == mine].base) & set(ends[ends.variant == rival].base)
+    ends = ends[ends.base.isin(bases)]
+    found = ends[["minibatches", "lr", "variant", "base"]].drop_duplicates().groupby(["minibatches", "lr"]).size()
+    shared = list(found.index[found == 2 * len(bases)]) if bases else []
     if not shared:
-        return missing(f"no runs of both {label_of(mine)} and {label_of(rival)}")
-    rows = ends[[pair in shared for pair in zip(ends.minibatches, ends.lr, strict=True)]]
-    where = f"over {len(shared)} cells of rate and K"
-    return paired(rows[rows.variant == mine], rows[rows.variant == rival], (label_of(mine), label_of(rival)), where)
+        return missing(f"no cell of rate and K has runs of both {label_of(mine)} and {label_of(rival)}")
+    cells = [[cell(ends, name, k, lr) for k, lr in shared] for name in (mine, rival)]
+    a, b = (np.mean([scores(rows)[1] for rows in group], axis=0) for group in cells)
+    effect, left = crossed(100 * (a - b)), len(found) - len(shared)
+    where = f"over {len(shared)} cells of rate and K" + (f" ({left} incomplete ones left out)" if left else "")
+    why = sentence((label_of(mine), label_of(rival)), 100 * a.mean(), 100 * b.mean(), where, effect)
+    return Answer(effect, why, len(bases), sum(rows.run.nunique() for group in cells for rows in group))
 
 
 # --- (c): time ------------------------------------------------------------------------------------------------------
@@ -107,7 +121,11 @@ def curves(evidence: Evidence) -> pd.DataFrame:
     summed = rows.groupby(keys, as_index=False)[["right", "problems"]].sum()
     summed["accuracy"] = summed.right / summed.problems
     cost = evidence.steps[["run", "step", "seconds", "tokens"]]
-    summed = summed.merge(cost, on=["run", "step"], how="left").fillna({"seconds": 0.0, "tokens": 0.0})
+    summed = summed.merge(cost, on=["run", "step"], how="left")
+    summed.loc[summed.step == 0, ["seconds", "tokens"]] = 0.0  # the base model itself
+    if summed.seconds.isna().any():
+        lost = summed.run[summed.seconds.isna()].iloc[0]
+        raise ValueError(f"steps: run {lost} was evaluated at a step that is not there")
     return summed.merge(evidence.runs[["run", "cpu"]], on="run")
 
 
@@ -136,8 +154,10 @@ def best_k(evidence: Evidence, variant: str) -> tuple[int, float] | None:
 def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     """(c) log seconds of PMD-mean minus those of GRPO, on-policy or at its best K, to the target; one number a base.
 
-    A run of the rival that never reaches the target counts with all its seconds, which favours the rival. If PMD-mean
-    misses it from some base models, the row stays undecided; from all of them, it is contradicted.
+    A run that never reaches the target counts with all its seconds, which is less than it would have taken. So where
+    the rival misses it, the effect can only be lower, and the row can be supported but neither contradicted nor called
+    equivalent; where PMD-mean misses it, the row can only be contradicted; where both do, it is undecided. The reason
+    names how many base models have such a run.
     """
     rows, best = curves(evidence), chosen(evidence)
     fresh, own, other = cell(best, "grpo", 1), best_k(evidence, "pmd-mean"), best_k(evidence, "grpo")
@@ -146,7 +166,7 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     reference = cell(rows, "grpo", 1, float(fresh.lr.iloc[0]))
     mine = cell(rows, "pmd-mean", *own)
     rival = reference if on_policy else cell(rows, "grpo", *other)
-    logs, missed, bases = [], 0, sorted(set(mine.base) & set(rival.base) & set(reference.base))
+    logs, missed, bases = [], np.zeros(2, dtype=int), sorted(set(mine.base) & set(rival.base) & set(reference.base))
     for base in bases:
         known = reference[reference.base == base]
         start, end = (known[known.step == step].accuracy.mean() for step in (0, known.step.max()))
@@ -156,26 +176,27 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
         took = [_seconds(part[part.base == base], target) for part in (mine, rival)]
         if len({*mine[mine.base == base].cpu, *rival[rival.base == base].cpu}) > 1:
             return missing("the runs were made on different processors")
-        missed += bool(np.isnan(took[0][0]))
-        logs.append(float(np.log(max(took[0][0], 1e-3)) - np.log(max(took[1][1], 1e-3))))
+        missed += [some for _, some in took]
+        logs.append(float(np.log(took[0][0]) - np.log(took[1][0])))
     if not bases:
         return missing("no base model has runs of all three")
     runs = mine.run.nunique() + rival.run.nunique()
-    if missed:
-        why = f"PMD-mean (K = {own[0]}) does not reach the target from {missed} of {len(bases)} base models"
-        return Answer(None, why, len(bases), runs, "contradicted" if missed == len(bases) else "undecided")
-    effect = over_bases(logs)
-    name = "on-policy GRPO" if on_policy else f"GRPO (K = {other[0]})"
-    why = f"PMD-mean (K = {own[0]}) takes {np.exp(effect.estimate):.2f} times the seconds of {name}"
-    return Answer(effect, why, len(bases), runs)
+    effect, names = over_bases(logs), (f"PMD-mean (K = {own[0]})", f"GRPO (K = {1 if on_policy else other[0]})")
+    low, high = np.exp(effect.interval()[1:])
+    why = f"{names[0]} takes {np.exp(effect.estimate):.2f} times the seconds of {names[1]}; "
+    why += f"the 95 % interval is [{low:.2f}, {high:.2f}]" if effect else ALONE
+    for name, count in zip(names, missed, strict=True):
+        if count:
+            why += f"; {name} misses the target from {count} of {len(bases)} base models, its seconds are a lower bound"
+    bound = {(True, False): "above", (False, True): "below", (True, True): "none"}.get(tuple((missed > 0).tolist()))
+    return Answer(effect, why, len(bases), runs, bound)
 
 
-def _seconds(rows: pd.DataFrame, target: float) -> tuple[float, float]:
-    """(mean seconds of the runs to the target, NaN if one misses it; the same with the seconds of all of a run that
-    does)."""
+def _seconds(rows: pd.DataFrame, target: float) -> tuple[float, bool]:
+    """(mean seconds of the runs to the target, all of its seconds for a run that misses it; whether one does)."""
     found = [(time_to(curve, target), curve.seconds.max()) for _, curve in rows.groupby("run")]
-    times = [t for t, _ in found]
-    return float(np.mean(times)), float(np.mean([whole if np.isnan(t) else t for t, whole in found]))
+    times = [whole if np.isnan(t) else t for t, whole in found]
+    return max(float(np.mean(times)), 1e-3), any(np.isnan(t) for t, _ in found)
 
 
 # --- (d), (e): finite samples and the law ---------------------------------------------------------------------------
@@ -215,6 +236,8 @@ def law_ratio(evidence: Evidence) -> Answer:
         return missing("the law was not measured")
     means = rows.groupby(["base", "tau"])[["minus_mean_s", "lam"]].mean()
     ratios = (means.minus_mean_s / means.lam).unstack("tau")
+    if not np.isfinite(ratios.to_numpy()).all():
+        return missing("for some base model and τ every prompt was solved always or never, so that λ is 0")
     effect = over_bases(ratios.mean(axis=1) - 1)
     shown = ", ".join(f"{ratio:.2f} at τ = {tau:g}" for tau, ratio in ratios.mean().items())
     return Answer(effect, f"−mean(s)/λ is {shown}", len(ratios), len(means))
@@ -227,6 +250,8 @@ def law_order(evidence: Evidence) -> Answer:
         return missing("the law was not measured")
     ranks = {key: part.minus_mean_s.rank().corr(part.lam.rank()) for key, part in rows.groupby(["base", "tau"])}
     found = pd.Series(ranks).unstack()
+    if not np.isfinite(found.to_numpy()).all():
+        return missing("for some base model and τ all prompts have the same λ, so that they have no order")
     effect = over_bases(found.mean(axis=1) - 0.5)
     shown = ", ".join(f"{value:.2f} at τ = {tau:g}" for tau, value in found.mean().items())
     return Answer(effect, f"the rank correlation is {shown}", len(found), len(ranks))
