@@ -36,9 +36,8 @@ def test_other_answers_on_the_same_processor_are_an_error():
 
 def test_on_another_processor_the_cell_decides_and_other_cells_do_not_count():
     """0.5, 0.6, 0.5, 0.6: mean 0.55, s = 0.0577, so one more run is within 0.55 ± 3.18 × 0.0577 × √(1 + 1/4)."""
-    assert "60.0 % on B, 50.0 % before on A; within the cell's 55.0 ± 20.5 %" in compared(
-        "r0", RUNS, ENDS, again(6), "B"
-    )
+    said = compared("r0", RUNS, ENDS, again(6), "B")
+    assert said == "r0: 60.0 % on B, 50.0 % before on A; within the cell's 55.0 ± 20.5 %"
     with pytest.raises(ValueError, match=r"80\.0 % on B.*outside the cell's 55\.0 ± 20\.5 %"):
         compared("r0", RUNS, ENDS, again(8), "B")
 
