@@ -143,9 +143,12 @@ def test_no_file_holds_a_path_of_one_machine():
     assert found == []
 
 
-def test_no_file_is_large():
+def test_no_file_is_large_and_the_base_models_are_small():
     large = {str(path.relative_to(ROOT)): path.stat().st_size for path in files() if path.stat().st_size > 1_000_000}
-    assert large == {}, "above 1 MB"
+    bases = {name: size for name, size in large.items() if re.fullmatch(r"bases/base-\d+/model\.safetensors", name)}
+    assert large == bases, "above 1 MB"
+    assert max(bases.values()) < 1_250_000
+    assert sum(bases.values()) < 10_000_000
 
 
 def test_line_ends_stay_as_they_are_pinned_whatever_git_is_told(tmp_path):

@@ -19,6 +19,7 @@ LABELS = [
     "Dr. GRPO",
     "CISPO",
     "Kimi K1.5",
+    "PMD-tilted",
 ]
 
 

@@ -79,5 +79,4 @@ def judge(
     """Verify every response by its problem's rule; each rank verifies its share in one batch."""
     scores = spread(lambda share, at: score(share, responses[at : at + len(share)], tokenizer, ends), problems)
     rewards = torch.tensor([s["reward"] for s in scores]).reshape(len(problems), -1)
-    truncated = sum(s["truncated"] for s in scores) / len(scores)
-    return Rollouts(prompts, responses, rewards, truncated)
+    return Rollouts(prompts, responses, rewards, sum(s["truncated"] for s in scores) / len(scores))
