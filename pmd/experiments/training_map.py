@@ -95,10 +95,10 @@ def jobs(grid: dict[str, Any], train: dict[str, Any], methods: dict[str, dict], 
     made = []
     for seed in found.seeds:  # outermost, so that a map that is stopped has something of every cell
         for regime in regimes:
-            for label in regime.methods or found.methods:
-                method, own = variant(label)
-                for lr in regime.rates or found.rates:
-                    for base in found.bases:
+            for lr in regime.rates or found.rates:
+                for base in found.bases:
+                    for label in regime.methods or found.methods:  # innermost: what is compared runs at the same time
+                        method, own = variant(label)
                         settings = changes(regime, train) | own | {"lr": lr}
                         config = train_config(method, 100 * base + seed, values, **settings)
                         tags = {"variant": label, "base": base}

@@ -100,7 +100,13 @@ def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         line = _over_bases(mine, "accuracy").merge(mine.groupby("step", as_index=False)[["seconds", "tokens"]].mean())
         plotted.append(line.assign(variant=pick.variant, minibatches=pick.minibatches, lr=pick.lr))
         for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
-            _line(axis, line, line[cost], pick.variant, {"linestyle": (0, (1, 1))} if pick.minibatches == 1 else {})
+            _line(
+                axis,
+                line.assign(low=np.nan),
+                line[cost],
+                pick.variant,
+                {"linestyle": (0, (1, 1))} if pick.minibatches == 1 else {},
+            )
             if pick.minibatches == 1:
                 axis.annotate("K = 1", (line[cost].iloc[-1], line["mean"].iloc[-1]), fontsize=6, ha="right")
     axes[0].set(xlabel="seconds of training", ylabel="accuracy, all sets")
@@ -127,7 +133,7 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
             axis.plot(part.lambda_theory, part["lambda"], look["marker"], color=look["color"], **dots)
         ends = [mine.lambda_theory.min(), mine.lambda_theory.max()]
         axis.plot(ends, ends, color=style.COLOURS["black"], lw=0.8)
-        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
         axis.set_yscale("symlog", linthresh=0.01)
         axis.yaxis.set_minor_locator(ticker.NullLocator())
         axis.set(title=f"K = {k}", xlabel="λ, solved update")
@@ -144,7 +150,7 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """
     table = cells(evidence)
     names, base = ordered(table.variant), float(table.base.mean())
-    columns = min(4, len(names))
+    columns = min(5 if len(names) == 5 else 4, len(names))
     figure = _figure(1.45 * -(-len(names) // columns) + 0.5)
     axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
     span = max(abs(table.accuracy - base).max(), 0.05)
@@ -160,7 +166,7 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
                 text = f"{100 * value:.0f}" + (" ×" if value < COLLAPSED * base else "")
                 axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         axis.set_title(style.label_of(name), fontsize=7.5)
-        axis.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e−") for rate in rates], fontsize=6)
+        axis.set_xticks(range(len(rates)), [_power(rate) for rate in rates], fontsize=6)
         axis.set_yticks(range(len(ks)), [f"K = {k}" for k in ks], fontsize=6)
         axis.grid(False)
     for axis in axes[len(names) :]:
@@ -205,6 +211,12 @@ def _line(axis: Axes, rows: pd.DataFrame, x: pd.Series, variant: str, changes: d
     axis.plot(x, rows["mean"], **look)
     if variant in BANDED and rows.low.notna().any():
         axis.fill_between(x.astype(float), rows.low, rows.high, color=look["color"], alpha=0.15, lw=0)
+
+
+def _power(rate: float) -> str:
+    """A learning rate in few characters, such as 1.5e−4."""
+    digits, _, power = f"{rate:e}".partition("e")
+    return f"{float(digits):g}e−{-int(power)}"
 
 
 def _legend(figure: Figure, variants: Iterable[str], title: str = "") -> None:

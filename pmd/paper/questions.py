@@ -58,13 +58,14 @@ def paired(mine: pd.DataFrame, theirs: pd.DataFrame, labels: tuple[str, str], wh
 
 def sentence(labels: tuple[str, str], a: float, b: float, where: str, effect: Effect) -> str:
     low, high = effect.interval()[1:]
-    known = f"; {interval_words(low, high)} of the difference" if effect else f"; {ALONE}"
+    known = f"; {interval_words(low, high)}" if effect else f"; {ALONE}"
     return f"{labels[0]} {a:.1f} %, {labels[1]} {b:.1f} % {where}{known}"
 
 
 def interval_words(low: float, high: float) -> str:
     """The 95 % interval of a difference in pp, and whether 0 is in it."""
-    return f"the 95 % interval [{low:.1f}, {high:.1f}] pp {'includes' if low <= 0 <= high else 'excludes'} 0"
+    word = "includes" if low <= 0 <= high else "excludes"
+    return f"the 95 % interval of the difference, [{low:.1f}, {high:.1f}] pp, {word} 0"
 
 
 # --- (a), (b): accuracy and stability -------------------------------------------------------------------------------
