@@ -54,10 +54,13 @@ def test_curves_are_those_of_the_best_rate_and_end_where_the_runs_do(evidence):
 
 
 def test_cost_is_shown_at_the_best_k_with_on_policy_beside(evidence):
-    _, table = figures.time_efficiency(evidence)
+    figure, table = figures.time_efficiency(evidence)
     picks = table.groupby("variant").minibatches.unique().map(sorted).to_dict()
     assert picks["pmd-mean"] == [1, 8]
     assert picks["grpo"][0] == 1
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named[:2] == ["PMD-mean, K = 1", "PMD-mean, K = 8"]
+    assert len(named) == sum(len(ks) for ks in picks.values())
     assert set(table[table.step == 3].seconds.round(6)) == {10.0}
 
 

@@ -9,15 +9,16 @@ IDEA = (
 )
 
 CAPTIONS = {
-    "law": "The law in a language model. After an update whose regression is solved, the log-ratio s of right and "
-    "wrong responses follows the Lambert-W curves that theory predicts from a prompt's success rate p alone, and "
-    "−mean(s) follows λ. The right panels show the distance from the prediction, from one pass (what practice "
-    "does) to the solution.",
+    "law": "The law in a language model. Dots: the log-ratio s of right and wrong responses after an update whose "
+    "regression is solved, and −mean(s) of each prompt. Lines: the Lambert-W curves and the λ that theory predicts "
+    "from a prompt's success rate p alone. The right panels show the distance from the prediction, from one pass (what "
+    "practice does) to the solution.",
     "finite": "Finite samples. Success after one solved update from n rollouts, by the temperature τ_b of the "
     "baseline: PMD-part at τ_b = τ on the left, PMD-mean at ∞, baselines below the mean to its right; on the prompts "
     "that the update learns from, on others, and per nat of movement.",
     "F8": "The robustness map. Final accuracy over learning rate and K, the number of updates made from one batch of "
-    "rollouts. White is the accuracy of the base models, × marks a cell that lost more than half of it.",
+    "rollouts. White is the accuracy of the base models, × marks a cell that lost more than half of it, "
+    "grey was not run.",
     "F1": "Theory. The policy ratio ρ of PMD-mean's update against the scaled advantage, for several λ; λ = 0 is the "
     "exact step of mirror descent.",
     "F2": "Theory, rewards 0 and 1. λ and the ratios of successes and failures against the success probability p.",
@@ -30,6 +31,6 @@ CAPTIONS = {
     "F5-reported": "What the paper's authors report for Qwen3-30B-A3B. These are not runs of this repository.",
     "F6": "Accuracy against seconds of training and generated tokens, each method at its best K; on-policy runs (K = 1)"
     " beside them.",
-    "F7": "Practice. −mean(s) after each step of training against the λ of the solved update. One pass over a batch "
-    "stops short of the solution, or overshoots where it is stale.",
+    "F7": "Practice. −mean(s) after each step of training against the λ of the solved update, a panel for each K. On "
+    "the line, one pass over the batch would reach the solution.",
 }

@@ -100,19 +100,12 @@ def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         line = _over_bases(mine, "accuracy").merge(mine.groupby("step", as_index=False)[["seconds", "tokens"]].mean())
         plotted.append(line.assign(variant=pick.variant, minibatches=pick.minibatches, lr=pick.lr))
         for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
-            _line(
-                axis,
-                line.assign(low=np.nan),
-                line[cost],
-                pick.variant,
-                {"linestyle": (0, (1, 1))} if pick.minibatches == 1 else {},
-            )
-            if pick.minibatches == 1:
-                axis.annotate("K = 1", (line[cost].iloc[-1], line["mean"].iloc[-1]), fontsize=6, ha="right")
+            axis.plot(line[cost], line["mean"], **_at_k(pick.variant, pick.minibatches) | {"label": "_"})
     axes[0].set(xlabel="seconds of training", ylabel="accuracy, all sets")
     axes[1].set(xlabel="generated tokens")
     axes[1].xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    _legend(figure, picks.variant)
+    picks = {name: sorted(picks[picks.variant == name].minibatches) for name in ordered(picks.variant)}
+    _legend(figure, [_at_k(name, k) for name, ks in picks.items() for k in ks])
     columns = ["variant", "minibatches", "lr", "step", "bases", "seconds", "tokens", "mean", "low", "high"]
     return figure, pd.concat(plotted, ignore_index=True)[columns]
 
@@ -145,35 +138,43 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
 def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """F8: the final accuracy on test and ood over learning rate and K, a panel a variant.
 
-    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed.
+    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed. Cells
+    that were not run are grey. The cells are paths, not a raster image: they stay sharp, and matplotlib gives two equal
+    raster images the same id, which one page may not have twice.
     Plotted data: variant, minibatches, lr, bases, accuracy, base (the base models' accuracy), collapsed.
     """
     table = cells(evidence)
     names, base = ordered(table.variant), float(table.base.mean())
     columns = min(5 if len(names) == 5 else 4, len(names))
     figure = _figure(1.45 * -(-len(names) // columns) + 0.5)
-    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
+    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False, sharey=True).ravel()
     span = max(abs(table.accuracy - base).max(), 0.05)
     scale, ramp = colors.TwoSlopeNorm(base, base - span, base + span), style.diverging()
     rates, ks = sorted(set(table.lr)), sorted(set(table.minibatches))
     for axis, name in zip(axes, names, strict=False):
         mine = table[table.variant == name].pivot(index="minibatches", columns="lr", values="accuracy")
         mine = mine.reindex(index=ks, columns=rates)
-        image = axis.imshow(np.ma.masked_invalid(mine.to_numpy(dtype=float)), cmap=ramp, norm=scale, aspect="auto")
+        shown = np.ma.masked_invalid(mine.to_numpy(dtype=float))
+        image = axis.pcolormesh(shown, cmap=ramp, norm=scale, edgecolors="white", linewidth=0.8)
+        axis.set_facecolor(style.COLOURS["light"])
         for (i, j), value in np.ndenumerate(mine.to_numpy(dtype=float)):
             if np.isfinite(value):
-                dark = abs(value - base) > 0.6 * span
+                dark = abs(value - base) > 0.8 * span
                 text = f"{100 * value:.0f}" + (" ×" if value < COLLAPSED * base else "")
-                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+                axis.text(
+                    j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
+                )
         axis.set_title(style.label_of(name), fontsize=7.5)
-        axis.set_xticks(range(len(rates)), [_power(rate) for rate in rates], fontsize=6)
-        axis.set_yticks(range(len(ks)), [f"K = {k}" for k in ks], fontsize=6)
+        axis.set_xticks(np.arange(len(rates)) + 0.5, [_power(rate) for rate in rates], fontsize=6)
+        axis.tick_params("x", rotation=90 if len(rates) > 3 else 0)
+        axis.set_yticks(np.arange(len(ks)) + 0.5, [f"K = {k}" for k in ks], fontsize=6)
         axis.grid(False)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
+    axes[0].invert_yaxis()  # shared by all panels
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, format=ticker.PercentFormatter(1, 0))
-    bar.set_label("final accuracy; white: base models", fontsize=7)
-    figure.supxlabel("learning rate  (× collapsed)", fontsize=7)
+    bar.set_label("final accuracy\n(white: base models)", fontsize=7)
+    figure.supxlabel("learning rate  (×: collapsed; grey: not run)", fontsize=7)
     return figure, table
 
 
@@ -219,10 +220,18 @@ def _power(rate: float) -> str:
     return f"{float(digits):g}e−{-int(power)}"
 
 
-def _legend(figure: Figure, variants: Iterable[str], title: str = "") -> None:
-    """One legend above all panels, in rows of at most four."""
-    shown = ordered(variants)
-    handles = [figure.axes[0].plot([], [], **style.variant_style(name))[0] for name in shown]
-    columns = -(-len(shown) // -(-len(shown) // 4))
+def _at_k(variant: str, k: int) -> dict:
+    """The look of a variant at one K, which its label names; on-policy (K = 1) is thin, pale and half filled."""
+    look = style.variant_style(variant) | {"markersize": 4}
+    changes = {"linewidth": 1, "alpha": 0.6, "fillstyle": "bottom", "markerfacecoloralt": "white"} if k == 1 else {}
+    return look | changes | {"label": f"{look['label']}, K = {k}"}
+
+
+def _legend(figure: Figure, shown: Iterable[str | dict], title: str = "") -> None:
+    """One legend above all panels, in rows of at most four; shown: variants, put in order, or looks, as they are."""
+    shown = list(shown)
+    looks = shown if isinstance(shown[0], dict) else [style.variant_style(name) for name in ordered(shown)]
+    handles = [figure.axes[0].plot([], [], **look)[0] for look in looks]
+    columns = -(-len(looks) // -(-len(looks) // 4))
     place = {"loc": "outside upper center", "ncols": columns, "columnspacing": 1.4}
     figure.legend(handles=handles, title=title or None, title_fontproperties={"size": 8, "weight": "bold"}, **place)
