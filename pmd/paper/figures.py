@@ -26,14 +26,21 @@ BANDED = ("pmd-mean", "grpo")
 COLLAPSED = 0.5
 """A cell of the map is marked as collapsed below this share of its base models' accuracy."""
 
+_FRESH = {"linestyle": "-", "marker": "*", "markersize": 6, "linewidth": 0.8}
+"""How an on-policy run differs from the same variant at a larger K."""
 
-def training_curves(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+
+def training_curves(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | None:
     """F5: a row of panels for each K, every variant at its best rate: accuracy on test and ood, reward, entropy.
+
+    None if every run is on-policy.
 
     Plotted data: minibatches, panel, variant, lr, step, bases, mean, low, high; accuracy and reward in [0, 1], entropy
     in nats a token.
     """
     ks, best = stale(evidence), chosen(evidence)
+    if not ks:
+        return None
     curve = evidence.evals[~evidence.evals.final.astype(bool)]
     panels = {
         "accuracy, test": (curve[curve["set"] == "test"], "accuracy"),
@@ -86,8 +93,8 @@ def reported_curves(reported: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """F6: accuracy over val, test and ood against seconds of training and generated tokens, at each variant's best K.
 
-    On-policy runs (K = 1) are drawn beside. Plotted data: variant, minibatches, lr, step, bases, seconds and tokens
-    (means), mean, low, high.
+    On-policy runs (K = 1) are thin lines with stars. Plotted data: variant, minibatches, lr, step, bases, seconds and
+    tokens (means), mean, low, high.
     """
     best, rows = chosen(evidence), curves(evidence)
     best = best[best.staleness == 0]
@@ -100,29 +107,25 @@ def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         line = _over_bases(mine, "accuracy").merge(mine.groupby("step", as_index=False)[["seconds", "tokens"]].mean())
         plotted.append(line.assign(variant=pick.variant, minibatches=pick.minibatches, lr=pick.lr))
         for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
-            _line(
-                axis,
-                line.assign(low=np.nan),
-                line[cost],
-                pick.variant,
-                {"linestyle": (0, (1, 1))} if pick.minibatches == 1 else {},
-            )
-            if pick.minibatches == 1:
-                axis.annotate("K = 1", (line[cost].iloc[-1], line["mean"].iloc[-1]), fontsize=6, ha="right")
+            bare = line.assign(low=np.nan)  # bands over few base models would hide every curve
+            _line(axis, bare, line[cost], pick.variant, _FRESH if pick.minibatches == 1 else {})
     axes[0].set(xlabel="seconds of training", ylabel="accuracy, all sets")
     axes[1].set(xlabel="generated tokens")
     axes[1].xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    _legend(figure, picks.variant)
+    _legend(figure, stale_best.variant, fresh=picks[picks.minibatches == 1].variant)
     columns = ["variant", "minibatches", "lr", "step", "bases", "seconds", "tokens", "mean", "low", "high"]
     return figure, pd.concat(plotted, ignore_index=True)[columns]
 
 
-def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | None:
     """F7: −mean(s) after a step of training against the λ of the solved update, for the variants that theory knows.
 
+    Batches that are used at once, since the λ of an older policy's batch is another. None if no run has such a λ.
     Plotted data: variant, minibatches, lr, run, step, lambda_theory, lambda.
     """
-    rows = evidence.steps[evidence.steps.lambda_theory.notna() & (evidence.steps.lambda_theory > 0)]
+    rows = evidence.steps[(evidence.steps.lambda_theory > 0) & (evidence.steps.staleness == 0)]
+    if rows.empty:
+        return None
     figure = _figure(2.9)
     ks = sorted(set(rows.minibatches))
     for axis, k in zip(figure.subplots(1, len(ks), squeeze=False, sharey=True)[0], ks, strict=True):
@@ -145,8 +148,8 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
 def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """F8: the final accuracy on test and ood over learning rate and K, a panel a variant.
 
-    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed.
-    Plotted data: variant, minibatches, lr, bases, accuracy, base (the base models' accuracy), collapsed.
+    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed. What
+    was not run is grey and says so with a dash. Plotted data: those of `cells`.
     """
     table = cells(evidence)
     names, base = ordered(table.variant), float(table.base.mean())
@@ -160,8 +163,11 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         mine = table[table.variant == name].pivot(index="minibatches", columns="lr", values="accuracy")
         mine = mine.reindex(index=ks, columns=rates)
         image = axis.imshow(np.ma.masked_invalid(mine.to_numpy(dtype=float)), cmap=ramp, norm=scale, aspect="auto")
+        axis.set_facecolor(style.COLOURS["light"])
         for (i, j), value in np.ndenumerate(mine.to_numpy(dtype=float)):
-            if np.isfinite(value):
+            if not np.isfinite(value):
+                axis.text(j, i, "–", ha="center", va="center", fontsize=7, color=style.COLOURS["grey"])
+            else:
                 dark = abs(value - base) > 0.6 * span
                 text = f"{100 * value:.0f}" + (" ×" if value < COLLAPSED * base else "")
                 axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
@@ -173,12 +179,13 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, format=ticker.PercentFormatter(1, 0))
     bar.set_label("final accuracy; white: base models", fontsize=7)
-    figure.supxlabel("learning rate  (× collapsed)", fontsize=7)
+    figure.supxlabel("learning rate  (× collapsed, – not run)", fontsize=7)
     return figure, table
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:
-    """The cells of the map: variant, minibatches, lr, bases, accuracy, base (its base models' own), collapsed."""
+    """The cells of the map: variant, minibatches, lr, bases, accuracy, base (its base models' own), collapsed, runs and
+    how many of these fell by themselves below `COLLAPSED` of their base model's accuracy."""
     ends = final(evidence)
     ends = ends[ends.staleness == 0]
     starts = evidence.evals[(evidence.evals.step == 0) & evidence.evals["set"].isin(["test", "ood"])]
@@ -187,8 +194,12 @@ def cells(evidence: Evidence) -> pd.DataFrame:
     for (name, k, rate), rows in ends.groupby(["variant", "minibatches", "lr"]):
         bases, matrix = scores(rows)
         base, accuracy = float(before[bases].mean()), float(matrix.mean())
-        records.append((name, int(k), rate, len(bases), accuracy, base, accuracy < COLLAPSED * base))
-    return pd.DataFrame(records, columns=["variant", "minibatches", "lr", "bases", "accuracy", "base", "collapsed"])
+        of_run = rows.groupby(["run", "base"]).accuracy.mean()
+        fallen = of_run < COLLAPSED * before[of_run.index.get_level_values("base")].to_numpy()
+        collapsed = accuracy < COLLAPSED * base
+        records.append((name, int(k), rate, len(bases), accuracy, base, collapsed, len(of_run), int(fallen.sum())))
+    columns = ["variant", "minibatches", "lr", "bases", "accuracy", "base", "collapsed", "runs", "fallen"]
+    return pd.DataFrame(records, columns=columns)
 
 
 # --- parts ---
@@ -219,10 +230,12 @@ def _power(rate: float) -> str:
     return f"{float(digits):g}e−{-int(power)}"
 
 
-def _legend(figure: Figure, variants: Iterable[str], title: str = "") -> None:
-    """One legend above all panels, in rows of at most four."""
-    shown = ordered(variants)
-    handles = [figure.axes[0].plot([], [], **style.variant_style(name))[0] for name in shown]
-    columns = -(-len(shown) // -(-len(shown) // 4))
+def _legend(figure: Figure, variants: Iterable[str], title: str = "", fresh: Iterable[str] = ()) -> None:
+    """One legend above all panels, in rows of at most four. fresh: the variants that are drawn on-policy, too."""
+    looks = [style.variant_style(name) for name in ordered(variants)]
+    own = [style.variant_style(name) for name in ordered(fresh)]
+    looks += [look | _FRESH | {"label": f"{look['label']}, on-policy"} for look in own]
+    handles = [figure.axes[0].plot([], [], **look)[0] for look in looks]
+    columns = -(-len(looks) // -(-len(looks) // 4))
     place = {"loc": "outside upper center", "ncols": columns, "columnspacing": 1.4}
     figure.legend(handles=handles, title=title or None, title_fontproperties={"size": 8, "weight": "bold"}, **place)
