@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -122,7 +123,7 @@ def test_the_page_is_one_file_that_opens_with_what_was_found(page):
     assert text.index("Supported at this size") < text.index("<figure") < text.index("<table")
     assert found.split(":")[0] in text
     ids = re.findall(r'\bid="([^"]+)"', text)
-    assert len(ids) == len(set(ids))
+    assert [name for name, count in Counter(ids).items() if count > 1] == []
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     assert used <= set(ids)
     assert text.count('role="img" aria-label="') == text.count("<figure ") == 4
