@@ -183,7 +183,7 @@ def experiment(preset: str, only: tuple[str, ...], seconds: float | None) -> Non
 
 @cli.group()
 def study() -> None:
-    """The study, whose runs are committed as rows of results/study/evidence."""
+    """Make a run of the study again and compare it."""
 
 
 @study.command()

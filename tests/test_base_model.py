@@ -9,16 +9,24 @@ from safetensors.torch import load_file
 from pmd.experiments import base_model
 from pmd.experiments.base_model import learning_rate, train_base
 from pmd.files import read_jsonl
-from pmd.model.from_scratch import Base
-from pmd.params import load, read
+from pmd.model.from_scratch import read_bases
+from pmd.params import load
 
 TRACES = [{"id": f"t{i}", "prompt": f"{i}+{i}=", "ground_truth": str(2 * i), "response": str(2 * i)} for i in range(40)]
-CONFIG = read(
-    Base,
-    "base",
+CONFIG = read_bases(
     load()["base"]
-    | {"layers": 1, "width": 32, "heads": 2, "feedforward": 64, "steps": 60, "batch": 16, "warmup": 5, "threads": 1},
-)
+    | {
+        "seeds": [0],
+        "layers": 1,
+        "width": 32,
+        "heads": 2,
+        "feedforward": 64,
+        "steps": 60,
+        "batch": 16,
+        "warmup": 5,
+        "threads": 1,
+    },
+)[0]
 
 
 def test_it_learns_and_logs(tmp_path):

@@ -16,9 +16,9 @@ from pmd.paper import style, theory_figures
 from pmd.theory.binary import binary_update, quantile
 from pmd.theory.chain import TOP, chain, chain_summary, group_update
 from pmd.theory.population import Temperature, log_partition
-from pmd.trainer.objectives import Hyper, Minibatch, leave_one_out_mean, leave_one_out_partition, regression
+from pmd.trainer.objectives import Hyper, Minibatch, leave_one_out_mean, leave_one_out_tilted, regression
 
-ADVANTAGES = {"mean": leave_one_out_mean, "partition": leave_one_out_partition}
+ADVANTAGES = {"mean": leave_one_out_mean, "partition": leave_one_out_tilted}
 
 
 def odds(p):

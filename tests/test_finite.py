@@ -44,7 +44,7 @@ def folders(tiny, tmp_path):
 def even(monkeypatch):
     """Reward even first tokens, since the untrained policy solves nothing."""
 
-    def judge(problems, prompts, responses, tokenizer):
+    def judge(problems, prompts, responses, tokenizer, ends):
         rewards = torch.tensor([[float(response[0] % 2 == 0) for response in group] for group in responses])
         return Rollouts(prompts, responses, rewards, 0.0)
 

@@ -66,10 +66,12 @@ def test_a_cell_is_the_solved_update_of_its_own_rollouts(folders, monkeypatch):
     """The last step's rows by hand; a copy with other rewards would show another baseline or pairing."""
     data, bases = folders
     fixed = {
-        key: value for key, value in SETTINGS.items() if key not in ("bases", "seeds", "tau", "normalise", "threads")
+        key: value
+        for key, value in SETTINGS.items()
+        if key not in ("bases", "seeds", "tau", "normalise", "threads", "device")
     }
 
-    def half(problems, prompts, responses, tokenizer):  # the untrained policy solves nothing: reward even first tokens
+    def half(problems, prompts, responses, tokenizer, ends):  # the untrained policy solves nothing: reward even tokens
         rewards = torch.tensor([[float(response[0] % 2 == 0) for response in group] for group in responses])
         return Rollouts(prompts, responses, rewards, 0.0)
 

@@ -198,7 +198,7 @@ def test_on_policy_gradient_is_the_policy_gradient_with_its_baseline(method):
     batch = Minibatch(x, a, sequence, torch.tensor(LENGTHS), 8)
     OBJECTIVES[method].loss(batch, Hyper(tau=0.05))[0].backward()
     lengths = torch.tensor(LENGTHS, dtype=torch.float64)
-    if method in ("pmd-mean", "pmd-part", "kimi", "rloo", "gspo"):
+    if method in ("pmd-mean", "pmd-part", "pmd-tilted", "kimi", "rloo", "gspo"):
         weight = 1 / lengths / S
     elif method == "dr-grpo":
         weight = torch.full((S,), 1 / 8 / S, dtype=torch.float64)

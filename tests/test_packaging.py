@@ -145,6 +145,7 @@ def test_no_file_holds_a_path_of_one_machine():
 
 def test_no_file_is_large_and_the_base_models_are_small():
     large = {str(path.relative_to(ROOT)): path.stat().st_size for path in files() if path.stat().st_size > 1_000_000}
+    assert large.pop("results/default/report.html", 0) < 2_500_000  # one file with its pictures in it
     bases = {name: size for name, size in large.items() if re.fullmatch(r"bases/base-\d+/model\.safetensors", name)}
     assert large == bases, "above 1 MB"
     assert max(bases.values()) < 1_250_000

@@ -85,7 +85,8 @@ def test_the_papers_settings(preset):
     assert (train.method, train.filter_low, train.filter_high, train.importance_cap) == ("pmd-mean", None, None, None)
     assert 0.01 <= train.tau <= 0.1
     assert train.staleness == 0
-    rules = {formats.problem_set(name, own).rule for name, own in found["hub_sets"].items()}
+    entries = [formats.problem_set(name, own) for name, own in found["hub_sets"].items()]
+    rules = {formats.manner(spec, "What is 1 + 1?")["rule"] for spec in entries}
     assert rules == {"dapo"}  # its rewards are ±1, so tau is the paper's own
 
 

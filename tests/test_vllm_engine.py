@@ -171,7 +171,7 @@ def test_tensor_parallelism_that_the_ranks_cannot_have_is_refused(tiny, size):
     with pytest.raises(
         ValueError, match=rf"engine_options\.tensor_parallel_size: got {size!r}, must be a divisor.* 1$"
     ):
-        VLLMEngine(*tiny, tensor_parallel_size=size)
+        VLLMEngine(tiny[0], tiny[1].eos_token_id, tensor_parallel_size=size)
 
 
 def test_the_tolerance_is_that_of_the_type_computed_in(tiny, monkeypatch):

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pmd.experiments.base_model import train_base
 from pmd.files import read_jsonl
 from pmd.harness.config import train_config
-from pmd.model.from_scratch import Base
-from pmd.params import load, read
+from pmd.model.from_scratch import Base, read_bases
+from pmd.params import load
 from pmd.problems.arithmetic import splits
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.loop import train
@@ -95,7 +95,7 @@ def base_config(context: Context) -> Base:
     if context.quick:
         changes = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "feedforward": 64}
         changes |= {"steps": 6, "warmup": 2, "batch": 16, "threads": 1, "dtype": "float32"}
-    return read(Base, "base", load()["base"] | changes | {"device": context.device})
+    return read_bases(load()["base"] | changes | {"device": context.device, "seeds": [0]})[0]
 
 
 def run_config(context: Context, steps: int):

@@ -18,7 +18,7 @@ CAPTIONS = {
     "that the update learns from, on others, and per nat of movement.",
     "F8": "The robustness map. Final accuracy over learning rate and K, the number of updates made from one batch of "
     "rollouts. White is the accuracy of the base models, × marks a cell that lost more than half of it, "
-    "grey was not run.",
+    "– was not run.",
     "F1": "Theory. The policy ratio ρ of PMD-mean's update against the scaled advantage, for several λ; λ = 0 is the "
     "exact step of mirror descent.",
     "F2": "Theory, rewards 0 and 1. λ and the ratios of successes and failures against the success probability p.",

@@ -26,14 +26,21 @@ BANDED = ("pmd-mean", "grpo")
 COLLAPSED = 0.5
 """A cell of the map is marked as collapsed below this share of its base models' accuracy."""
 
+_FRESH = {"linestyle": "-", "marker": "*", "markersize": 6, "linewidth": 0.8}
+"""How an on-policy run differs from the same variant at a larger K."""
 
-def training_curves(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+
+def training_curves(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | None:
     """F5: a row of panels for each K, every variant at its best rate: accuracy on test and ood, reward, entropy.
+
+    None if every run is on-policy.
 
     Plotted data: minibatches, panel, variant, lr, step, bases, mean, low, high; accuracy and reward in [0, 1], entropy
     in nats a token.
     """
     ks, best = stale(evidence), chosen(evidence)
+    if not ks:
+        return None
     curve = evidence.evals[~evidence.evals.final.astype(bool)]
     panels = {
         "accuracy, test": (curve[curve["set"] == "test"], "accuracy"),
@@ -86,8 +93,8 @@ def reported_curves(reported: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """F6: accuracy over val, test and ood against seconds of training and generated tokens, at each variant's best K.
 
-    On-policy runs (K = 1) are drawn beside. Plotted data: variant, minibatches, lr, step, bases, seconds and tokens
-    (means), mean, low, high.
+    On-policy runs (K = 1) are thin lines with stars. Plotted data: variant, minibatches, lr, step, bases, seconds and
+    tokens (means), mean, low, high.
     """
     best, rows = chosen(evidence), curves(evidence)
     best = best[best.staleness == 0]
@@ -100,22 +107,25 @@ def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         line = _over_bases(mine, "accuracy").merge(mine.groupby("step", as_index=False)[["seconds", "tokens"]].mean())
         plotted.append(line.assign(variant=pick.variant, minibatches=pick.minibatches, lr=pick.lr))
         for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
-            axis.plot(line[cost], line["mean"], **_at_k(pick.variant, pick.minibatches) | {"label": "_"})
+            bare = line.assign(low=np.nan)  # bands over few base models would hide every curve
+            _line(axis, bare, line[cost], pick.variant, _FRESH if pick.minibatches == 1 else {})
     axes[0].set(xlabel="seconds of training", ylabel="accuracy, all sets")
     axes[1].set(xlabel="generated tokens")
     axes[1].xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    picks = {name: sorted(picks[picks.variant == name].minibatches) for name in ordered(picks.variant)}
-    _legend(figure, [_at_k(name, k) for name, ks in picks.items() for k in ks])
+    _legend(figure, stale_best.variant, fresh=picks[picks.minibatches == 1].variant)
     columns = ["variant", "minibatches", "lr", "step", "bases", "seconds", "tokens", "mean", "low", "high"]
     return figure, pd.concat(plotted, ignore_index=True)[columns]
 
 
-def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
+def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | None:
     """F7: −mean(s) after a step of training against the λ of the solved update, for the variants that theory knows.
 
+    Batches that are used at once, since the λ of an older policy's batch is another. None if no run has such a λ.
     Plotted data: variant, minibatches, lr, run, step, lambda_theory, lambda.
     """
-    rows = evidence.steps[evidence.steps.lambda_theory.notna() & (evidence.steps.lambda_theory > 0)]
+    rows = evidence.steps[(evidence.steps.lambda_theory > 0) & (evidence.steps.staleness == 0)]
+    if rows.empty:
+        return None
     figure = _figure(2.9)
     ks = sorted(set(rows.minibatches))
     for axis, k in zip(figure.subplots(1, len(ks), squeeze=False, sharey=True)[0], ks, strict=True):
@@ -138,10 +148,8 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
 def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """F8: the final accuracy on test and ood over learning rate and K, a panel a variant.
 
-    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed. Cells
-    that were not run are grey. The cells are paths, not a raster image: they stay sharp, and matplotlib gives two equal
-    raster images the same id, which one page may not have twice.
-    Plotted data: variant, minibatches, lr, bases, accuracy, base (the base models' accuracy), collapsed.
+    The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed. What
+    was not run is grey and says so with a dash. Plotted data: those of `cells`.
     """
     table = cells(evidence)
     names, base = ordered(table.variant), float(table.base.mean())
@@ -151,35 +159,35 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     span = max(abs(table.accuracy - base).max(), 0.05)
     scale, ramp = colors.TwoSlopeNorm(base, base - span, base + span), style.diverging()
     rates, ks = sorted(set(table.lr)), sorted(set(table.minibatches))
+    mark = "\n×" if len(rates) > 3 else " ×"  # narrow cells have room below the number alone
     for axis, name in zip(axes, names, strict=False):
         mine = table[table.variant == name].pivot(index="minibatches", columns="lr", values="accuracy")
         mine = mine.reindex(index=ks, columns=rates)
-        shown = np.ma.masked_invalid(mine.to_numpy(dtype=float))
-        image = axis.pcolormesh(shown, cmap=ramp, norm=scale, edgecolors="white", linewidth=0.8)
+        image = axis.imshow(np.ma.masked_invalid(mine.to_numpy(dtype=float)), cmap=ramp, norm=scale, aspect="auto")
         axis.set_facecolor(style.COLOURS["light"])
         for (i, j), value in np.ndenumerate(mine.to_numpy(dtype=float)):
-            if np.isfinite(value):
+            if not np.isfinite(value):
+                axis.text(j, i, "–", ha="center", va="center", fontsize=7, color=style.COLOURS["grey"])
+            else:
                 dark = abs(value - base) > 0.8 * span
-                text = f"{100 * value:.0f}" + (" ×" if value < COLLAPSED * base else "")
-                axis.text(
-                    j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
-                )
+                text = f"{100 * value:.0f}" + (mark if value < COLLAPSED * base else "")
+                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         axis.set_title(style.label_of(name), fontsize=7.5)
-        axis.set_xticks(np.arange(len(rates)) + 0.5, [_power(rate) for rate in rates], fontsize=6)
+        axis.set_xticks(range(len(rates)), [_power(rate) for rate in rates], fontsize=6)
         axis.tick_params("x", rotation=90 if len(rates) > 3 else 0)
-        axis.set_yticks(np.arange(len(ks)) + 0.5, [f"K = {k}" for k in ks], fontsize=6)
+        axis.set_yticks(range(len(ks)), [f"K = {k}" for k in ks], fontsize=6)
         axis.grid(False)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    axes[0].invert_yaxis()  # shared by all panels
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, format=ticker.PercentFormatter(1, 0))
     bar.set_label("final accuracy\n(white: base models)", fontsize=7)
-    figure.supxlabel("learning rate  (×: collapsed; grey: not run)", fontsize=7)
+    figure.supxlabel("learning rate  (× collapsed, – not run)", fontsize=7)
     return figure, table
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:
-    """The cells of the map: variant, minibatches, lr, bases, accuracy, base (its base models' own), collapsed."""
+    """The cells of the map: variant, minibatches, lr, bases, accuracy, base (its base models' own), collapsed, runs and
+    how many of these fell by themselves below `COLLAPSED` of their base model's accuracy."""
     ends = final(evidence)
     ends = ends[ends.staleness == 0]
     starts = evidence.evals[(evidence.evals.step == 0) & evidence.evals["set"].isin(["test", "ood"])]
@@ -188,8 +196,12 @@ def cells(evidence: Evidence) -> pd.DataFrame:
     for (name, k, rate), rows in ends.groupby(["variant", "minibatches", "lr"]):
         bases, matrix = scores(rows)
         base, accuracy = float(before[bases].mean()), float(matrix.mean())
-        records.append((name, int(k), rate, len(bases), accuracy, base, accuracy < COLLAPSED * base))
-    return pd.DataFrame(records, columns=["variant", "minibatches", "lr", "bases", "accuracy", "base", "collapsed"])
+        of_run = rows.groupby(["run", "base"]).accuracy.mean()
+        fallen = of_run < COLLAPSED * before[of_run.index.get_level_values("base")].to_numpy()
+        collapsed = accuracy < COLLAPSED * base
+        records.append((name, int(k), rate, len(bases), accuracy, base, collapsed, len(of_run), int(fallen.sum())))
+    columns = ["variant", "minibatches", "lr", "bases", "accuracy", "base", "collapsed", "runs", "fallen"]
+    return pd.DataFrame(records, columns=columns)
 
 
 # --- parts ---
@@ -220,17 +232,11 @@ def _power(rate: float) -> str:
     return f"{float(digits):g}e−{-int(power)}"
 
 
-def _at_k(variant: str, k: int) -> dict:
-    """The look of a variant at one K, which its label names; on-policy (K = 1) is thin, pale and half filled."""
-    look = style.variant_style(variant) | {"markersize": 4}
-    changes = {"linewidth": 1, "alpha": 0.6, "fillstyle": "bottom", "markerfacecoloralt": "white"} if k == 1 else {}
-    return look | changes | {"label": f"{look['label']}, K = {k}"}
-
-
-def _legend(figure: Figure, shown: Iterable[str | dict], title: str = "") -> None:
-    """One legend above all panels, in rows of at most four; shown: variants, put in order, or looks, as they are."""
-    shown = list(shown)
-    looks = shown if isinstance(shown[0], dict) else [style.variant_style(name) for name in ordered(shown)]
+def _legend(figure: Figure, variants: Iterable[str], title: str = "", fresh: Iterable[str] = ()) -> None:
+    """One legend above all panels, in rows of at most four. fresh: the variants that are drawn on-policy, too."""
+    looks = [style.variant_style(name) for name in ordered(variants)]
+    own = [style.variant_style(name) for name in ordered(fresh)]
+    looks += [look | _FRESH | {"label": f"{look['label']}, on-policy"} for look in own]
     handles = [figure.axes[0].plot([], [], **look)[0] for look in looks]
     columns = -(-len(looks) // -(-len(looks) // 4))
     place = {"loc": "outside upper center", "ncols": columns, "columnspacing": 1.4}

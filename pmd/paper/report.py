@@ -142,7 +142,16 @@ def _figure(where: str, name: str, path: Path) -> str:
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
     prefix = f"{where}-{name}-"
-    svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{prefix}{m[1]}"', svg)
+    seen: set[str] = set()
+
+    def own(match: re.Match) -> str:  # two panels that look the same have images of the same id
+        name = match[1]
+        while name in seen:
+            name += "-"
+        seen.add(name)
+        return f'id="{prefix}{name}"'
+
+    svg = re.sub(r'\bid="([^"]+)"', own, svg)
     svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{prefix}{m[1]}"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{prefix}{m[1]})", svg)
     said = escape(CAPTIONS[name], quote=True)

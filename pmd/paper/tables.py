@@ -46,35 +46,39 @@ def accuracy(evidence: Evidence, reported: pd.DataFrame) -> Table:
     """
     best, ends = chosen(evidence), final(evidence)
     starts = evidence.evals[(evidence.evals.step == 0) & evidence.evals["set"].isin(SETS)]
-    records = [{"method": "base models", "K": None, "rate": None} | _measures(starts)]
+    k = int(ends.k.max())
+    records = [{"method": "base models", "K": None, "rate": None} | _measures(starts, k)]
     picks = best[best.staleness == 0].set_index("variant")
-    for name in ordered(best.variant):
+    for name in ordered(picks.index):
         for pick in picks.loc[[name]].sort_values("minibatches").itertuples():
             record = {"method": label_of(name), "K": int(pick.minibatches), "rate": f"{pick.lr:g}"}
-            record |= _measures(cell(ends, name, pick.minibatches, pick.lr))
+            record |= _measures(cell(ends, name, pick.minibatches, pick.lr), k)
             records.append(record | _paper(reported, name))
-    k = int(ends.k.max())
     notes = (
         f"avg@{k}: the mean accuracy; pass@{min(8, k)}: at least one of {min(8, k)} is right (unbiased); maj@{k}: the "
         "most frequent answer is right. K: updates from one batch of rollouts, 1 is on-policy. Rate: the learning rate "
-        "that is best on validation problems. Base models: before training, on the first problems.",
+        "that is best on validation problems. Base models: before training, on the first problems of each set and "
+        f"from {int(starts.k.max())} responses each, so that maj@k is given only where k is the same.",
         "The column “paper 30B” is not ours: avg@32 on AIME, read off the reference code's figure for Qwen3-30B-A3B at "
         "its last step. Other models, other problems: compare orders, not values.",
     )
     return Table("T2", "Accuracy at each method's best learning rate.", from_records(records), notes)
 
 
-def _measures(rows: pd.DataFrame) -> dict[str, Interval]:
-    """avg@k, pass@8 and maj@k of each set, in percent, with intervals over base models and problems."""
-    k = int(rows.k.max())
+def _measures(rows: pd.DataFrame, k: int) -> dict[str, Interval]:
+    """avg@k, pass@8 and maj@k of each set, in percent, with intervals over base models and problems.
+
+    Of rows with fewer than k responses, avg@k and pass@8 estimate the same and keep their columns; maj@k is left out.
+    """
+    drawn, few = int(rows.k.max()), min(8, k)
     found = {}
     for name in SETS:
         part = rows[rows["set"] == name]
-        metrics = {
-            f"avg@{k}": lambda row: np.asarray(row.correct, dtype=float) / row.k,
-            f"pass@{min(8, k)}": lambda row: pass_at_k(np.asarray(row.correct, dtype=int), row.k, min(8, row.k)),
-            f"maj@{k}": lambda row: np.asarray(row.majority, dtype=float),
-        }
+        metrics = {f"avg@{k}": lambda row: np.asarray(row.correct, dtype=float) / row.k}
+        if drawn >= few:
+            metrics[f"pass@{few}"] = lambda row: pass_at_k(np.asarray(row.correct, dtype=int), row.k, few)
+        if drawn == k:
+            metrics[f"maj@{k}"] = lambda row: np.asarray(row.majority, dtype=float)
         for metric, score in metrics.items():
             by_base = [
                 np.mean([score(row) for row in part[part.base == base].itertuples()], axis=0)
@@ -92,7 +96,7 @@ def _paper(reported: pd.DataFrame, variant: str) -> dict[str, float]:
 
 
 def stability(evidence: Evidence) -> Table:
-    """T3: each variant over the grid of rates, for each K: mean, best and worst cell, share of collapsed cells."""
+    """T3: each variant over the grid of rates, for each K: mean, best and worst cell, collapsed cells and runs."""
     table, records = cells(evidence), []
     for name in ordered(table.variant):
         for k, rows in table[table.variant == name].groupby("minibatches"):
@@ -101,11 +105,13 @@ def stability(evidence: Evidence) -> Table:
             record |= {
                 "worst": 100 * float(rows.accuracy.min()),
                 "collapsed": f"{int(rows.collapsed.sum())} of {len(rows)}",
+                "runs collapsed": f"{int(rows.fallen.sum())} of {int(rows.runs.sum())}",
             }
             records.append(record)
     notes = (
         f"Final accuracy on test and ood, in percent, mean over runs; base models: {100 * table.base.mean():.1f}. "
-        f"Collapsed: ends below {COLLAPSED:g} of its base models' accuracy. Rows (b) of T1 compare the means.",
+        f"Collapsed: the mean of a cell, or a single run, ends below {COLLAPSED:g} of its base models' accuracy. Rows "
+        "(b) of T1 compare the means.",
     )
     return Table("T3", "Stability over learning rates and staleness.", from_records(records), notes)
 
