@@ -83,7 +83,7 @@ def _time(number: int, rival: str, on_policy: bool) -> Claim:
 def _finite(number: int, name: str, words: str) -> Claim:
     return Claim(
         f"d{number}",
-        f"From few rollouts, the mean baseline gains more than the partition on {words}",
+        f"From few rollouts, the mean baseline does better than the partition on {words}",
         "difference of success after one solved update from n = 8 rollouts",
         "pp",
         1.0,

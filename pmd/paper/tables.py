@@ -33,7 +33,8 @@ def claims_table(rows: pd.DataFrame) -> Table:
     notes = (
         "The rows, margins and rules were written down before the runs (docs/experiments.md). Intervals are 95 %, over "
         "base models (whose means contain their seeds) and problems, by Student's t. Equivalent: both one-sided tests "
-        "reject an effect as large as the margin. p: two-sided, of (e1) that of equivalence, corrected by Holm.",
+        "reject an effect as large as the margin. p: two-sided, of (e1) that of equivalence, corrected by Holm, "
+        "so the interval of a row may exclude 0 and the row be undecided.",
         "pp: percentage points of accuracy. Ratio: seconds of PMD-mean over the other's.",
     )
     return Table("T1", "The claims, and what this experiment says of them.", from_records(records), notes)
