@@ -63,7 +63,18 @@ def frames(
         "runs": pd.DataFrame(runs)[columns.RUN],
         "steps": pd.DataFrame(steps)[columns.STEP],
         "evals": pd.DataFrame(evals)[columns.EVAL],
+        "bases": pd.DataFrame(bases_of(bases, of_problem))[columns.BASE],
     }
+
+
+def bases_of(bases, of_problem) -> list[dict]:
+    """The base models at 0.4 and each problem's effect."""
+    share = {part: np.clip(0.4 + effect, 0, 1) for part, effect in of_problem.items()}
+    return [
+        {"base": base, "set": part, "k": K_SAMPLES, "correct": np.round(x * K_SAMPLES).astype(np.uint8),
+         "majority": (x > 0.5).astype(np.uint8)}
+        for base in bases for part, x in share.items()
+    ]  # fmt: skip
 
 
 def law(ratio=1.0, order=1.0, bases=(1, 2, 3, 4), noise=0.01, seed=0) -> pd.DataFrame:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pmd.paper import claims, frames
-from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED
+from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED, Claim
+from pmd.paper.effects import Effect
+from pmd.paper.questions import Answer
 from tests import evidence
 
 
@@ -99,7 +101,8 @@ def test_a_map_that_was_stopped_compares_the_cells_that_both_have(tmp_path):
     made = evidence.frames(lambda variant, k, rate: 0.2 if rate == 1e-3 else 0.6)
     runs = made["runs"]
     lost = runs.run[(runs.variant == "rloo") & (runs.lr == 1e-3) & (runs.base == 2)]
-    evidence.write(tmp_path, **{name: frame[~frame.run.isin(lost)] for name, frame in made.items()})
+    kept = {name: made[name][~made[name].run.isin(lost)] for name in ("runs", "steps", "evals")}
+    evidence.write(tmp_path, **made | kept)
     found = claims.table(frames.load(tmp_path)).set_index("row")
     assert found.verdict["b1"] == EQUIVALENT
     assert "over 2 cells of rate and K (2 incomplete ones left out)" in found.reason["b1"]
@@ -151,6 +154,33 @@ def test_the_finding_is_made_of_the_verdicts(tmp_path):
     opposite = text[text.index("The opposite was found of: ") :].split(". ")[0]
     assert "PMD-mean ends more accurate than GRPO, each at its best learning rate, at large staleness (a3)" in opposite
     assert "Not testable here: g." in text
+
+
+def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
+    """Three base models that agree to a tenth of what the problems vary by."""
+    found = table(tmp_path, better("pmd-mean", 0.03), bases=(1, 2, 3), noise=0.002).reset_index()
+    found.loc[found.row == "a1", "cautious"] = UNDECIDED
+    text = claims.finding(found)
+    weak = text[text.index("Supported at this size, but too few base models to rely on it: ") :].split(". ")[0]
+    assert weak.endswith("at small staleness (a1)")
+    assert "(a3)" in text[: text.index("Supported at this size, but")]
+
+
+def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():
+    """t = 3.8: p is 0.0002 with the 177 degrees of freedom of the problems, 0.06 with the 2 of three base models."""
+    rows = []
+    for bases in (3, 30):
+        answer = Answer(Effect(2.0, 0.53, 177.0), "why", bases, 2 * bases)
+        claim = Claim("x", "A claim", "", "pp", 1.0, 1, lambda _, answer=answer: answer)
+        rows += claims.table(None, (claim,)).to_dict("records")
+    assert [row["verdict"] for row in rows] == [SUPPORTED, SUPPORTED]
+    assert [row["cautious"] for row in rows] == [UNDECIDED, SUPPORTED]
+
+
+def test_where_study_and_default_disagree_the_finding_says_it(tmp_path):
+    one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
+    other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
+    assert "disagree on a1, a3" in claims.finding(claims.beside(default=other, study=one))
 
 
 def test_evidence_of_another_schema_is_refused_in_one_line(tmp_path):

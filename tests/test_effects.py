@@ -63,6 +63,16 @@ def test_pooling_runs_would_cover_far_less():
     assert crossed(x).error > 2 * x.std(ddof=1) / math.sqrt(x.size)
 
 
+def test_few_base_models_that_happen_to_agree_are_not_many():
+    """Row means 0.9, 1 and 1.1, a hundred problems that vary: the problems' degrees of freedom would count alone."""
+    problems = np.linspace(-5, 5, 100)
+    effect = crossed(problems + np.array([[0.9], [1.0], [1.1]]))
+    assert effect.freedom > 50
+    assert effect.cautious(3).freedom == 2
+    assert effect.cautious(3).p_value() > 2 * effect.p_value()
+    assert over_bases([1.0, 2.0, 4.0]).cautious(3) == over_bases([1.0, 2.0, 4.0])
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
     assert holm([0.9, 0.8]) == [1.0, 1.0]

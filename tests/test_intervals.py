@@ -69,16 +69,6 @@ def test_pooled_sets_share_their_seeds():
     assert alike.high - alike.low > 0.5
 
 
-def test_pairing_cancels_what_both_share():
-    g = rng(7)
-    shared = g.normal(size=(4, 1)) + g.normal(size=50)
-    assert intervals.paired_interval(shared + 0.25, shared, rng()) == pytest.approx((0.25, 0.25, 0.25))
-    pooled = intervals.paired_interval([shared + 1, shared], [shared, shared], rng())
-    assert pooled == pytest.approx((0.5, 0.5, 0.5))
-    with pytest.raises(ValueError, match="equal shapes"):
-        intervals.paired_interval(shared, shared[:, 1:], rng())
-
-
 @given(
     st.integers(1, 4),
     st.integers(1, 6),
@@ -112,21 +102,3 @@ def test_t_interval_against_the_textbook():
     one, none = intervals.t_interval([3.0]), intervals.t_interval([])
     assert one.estimate == 3.0
     assert np.isnan([one.low, one.high, *none]).all()
-
-
-def test_ratio_interval_is_symmetric_and_scale_free():
-    a, b = np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 16.0])
-    ratio = intervals.ratio_interval(a, b)
-    assert ratio.estimate == pytest.approx((0.5 * 1 * 0.25) ** (1 / 3))
-    back = intervals.ratio_interval(10 * b, 10 * a)
-    assert (back.estimate, back.low, back.high) == pytest.approx((1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low))
-    with pytest.raises(ValueError, match="positive"):
-        intervals.ratio_interval([1.0, 0.0], [1.0, 1.0])
-
-
-def test_share_difference_matches_newcombes_published_example():
-    # Newcombe 1998 (Statist. Med. 17, 873–890), table II, method 10
-    assert intervals.share_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
-    assert intervals.share_difference(10, 10, 0, 20) == pytest.approx((1.0, 0.6791, 1.0), abs=5e-5)
-    with pytest.raises(ValueError, match="5/4"):
-        intervals.share_difference(5, 4, 0, 2)

@@ -83,10 +83,10 @@ def test_accuracies_of_the_table_are_in_percent_with_intervals(evidence):
 
 def test_stability_counts_the_worst_and_what_collapsed(evidence):
     frame = tables.stability(evidence).frame.set_index(["method", "K"])
-    assert frame.loc[("RLOO", 8), "collapsed"] == "1 of 2"
-    assert frame.loc[("RLOO", 8), "worst"] == pytest.approx(10, abs=1)
-    assert frame.loc[("RLOO", 8), "mean"] == pytest.approx(35, abs=1)
-    assert frame.loc[("PMD-mean", 8), "collapsed"] == "0 of 2"
+    assert frame.loc[("RLOO", "8"), "collapsed"] == "1 of 2"
+    assert frame.loc[("RLOO", "8"), "worst"] == pytest.approx(10, abs=1)
+    assert frame.loc[("RLOO", "8"), "mean"] == pytest.approx(35, abs=1)
+    assert frame.loc[("PMD-mean", "8"), "collapsed"] == "0 of 2"
 
 
 def test_settings_stand_beside_the_papers():

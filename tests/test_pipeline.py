@@ -129,7 +129,7 @@ def test_the_algorithm_is_one_sitting():
 def test_no_file_is_too_long_and_code_dependencies_are_few():
     lines = {str(path): len(path.read_text().splitlines()) for path in (ROOT / "pmd").rglob("*.py")}
     assert not {path: count for path, count in lines.items() if count > 350}
-    assert sum(dep.startswith("pmd/") for stage in STAGES.values() for dep in stage["deps"]) <= 68
+    assert sum(dep.startswith("pmd/") for stage in STAGES.values() for dep in stage["deps"]) <= 56
 
 
 def test_the_paper_depends_on_no_scale_and_no_foreign_sets_and_its_pictures_retrain_nothing():

@@ -151,7 +151,8 @@ def test_the_gpu_experiments_run_tiny_on_a_cpu_and_go_on(small, server):
     assert [line.partition(":")[0] for line in said] == ["law", "finite", "train"]
     evidence = small / "results" / "gpu" / "evidence"
     frames = {path.stem: pd.read_parquet(path) for path in evidence.glob("*.parquet")}
-    assert set(frames) == {"law", "finite", "runs", "steps", "evals"}
+    assert set(frames) == {"law", "finite", "runs", "steps", "evals", "bases"}
+    assert frames["bases"].groupby("base")["set"].agg(list).to_dict() == {n: ["val", "test", "ood"] for n in (1, 2)}
     assert set(frames["law"]["base"]) == set(frames["finite"]["base"]) == set(frames["runs"]["base"]) == {1, 2}
     assert frames["evals"].query("final")["set"].tolist() == ["val", "test", "ood"] * 2
     before = {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")}

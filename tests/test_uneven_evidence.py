@@ -29,13 +29,13 @@ def load(folder, change=lambda frames: frames, **how):
 
 
 def test_base_models_stand_in_the_columns_of_the_methods(tmp_path):
-    """Their responses are fewer, so that only maj@k, which means something else then, is absent."""
+    """They are those of the whole sets, and not the first evaluations of the runs, which are of fewer problems."""
     frame = tables.accuracy(load(tmp_path, variants=("pmd-mean",)), REPORTED).frame
     assert [name for name in frame if name.startswith("avg@")] == ["avg@200, test", "avg@200, ood"]
     base, trained = frame.iloc[0], frame.iloc[1]
     assert base["avg@200, test"].estimate == pytest.approx(40, abs=1)
     assert base["pass@8, test"].estimate < trained["pass@8, test"].estimate
-    assert base["maj@200, test"] is None
+    assert base["maj@200, test"].estimate == 0
     assert trained["maj@200, test"].estimate == 100
 
 
@@ -50,8 +50,8 @@ def test_a_run_that_falls_alone_is_counted_though_its_cell_does_not(tmp_path):
         return found | {"evals": rows.assign(correct=right)}
 
     frame = tables.stability(load(tmp_path, fall, variants=("rloo",))).frame.set_index("K")
-    assert frame["collapsed"].to_dict() == {8: "0 of 2", 40: "0 of 2"}
-    assert frame["runs collapsed"].to_dict() == {8: "0 of 8", 40: "1 of 8"}
+    assert frame["collapsed"].to_dict() == {"8": "0 of 2", "40": "0 of 2"}
+    assert frame["runs collapsed"].to_dict() == {"8": "0 of 8", "40": "1 of 8"}
 
 
 def test_on_policy_can_be_told_from_the_same_method_at_a_larger_k(tmp_path):
@@ -79,6 +79,10 @@ def test_practice_leaves_out_older_rollouts(tmp_path):
     evidence = load(tmp_path, late, variants=("pmd-mean",))
     assert set(figures.implicit_regulariser(evidence)[1].minibatches) == {1, 8}
     assert set(tables.accuracy(evidence, REPORTED).frame.K) == {None, 1, 8}
+    assert set(tables.stability(evidence).frame.K) == {"1", "8", "40, late 3"}
+    figure, table = figures.robustness_map(evidence)
+    assert set(table.staleness) == {0, 3}
+    assert "K = 40, late 3" in [text.get_text() for text in figure.axes[0].get_yticklabels()]
 
 
 def test_a_figure_of_nothing_is_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""Intervals for means over seeds and prompts, for scalars of a run, for ratios and for counts of runs.
+"""Intervals for means over seeds and prompts, and for scalars of a run.
 
 A finished experiment is a matrix of scores, one row a training seed, one column a test prompt. Both are samples:
 another seed would train another policy, another prompt would be easier or harder. An interval that resamples only one
@@ -84,24 +84,6 @@ def interval(
     return Interval(float(seeds.mean()), float(low), float(high))
 
 
-def paired_interval(
-    a: ArrayLike | Sequence[ArrayLike],
-    b: ArrayLike | Sequence[ArrayLike],
-    generator: np.random.Generator,
-    level: float = 0.95,
-    draws: int = 2000,
-) -> Interval:
-    """`interval` of the mean of a − b, both on the same seeds and prompts: what they share cancels first.
-
-    Arguments as for `interval`, a and b of equal shapes; ValueError if they are not.
-    """
-    sets = [(a, b)] if np.ndim(a[0]) == 1 else list(zip(a, b, strict=True))
-    pairs = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in sets]
-    if any(x.shape != y.shape for x, y in pairs):
-        raise ValueError(f"a, b: need equal shapes, got {[(x.shape, y.shape) for x, y in pairs]}")
-    return interval([x - y for x, y in pairs], generator, level, draws)
-
-
 def problem_interval(
     scores: ArrayLike, bounds: tuple[float, float], generator: np.random.Generator, level: float = 0.95
 ) -> Interval:
@@ -134,35 +116,3 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     with np.errstate(over="ignore"):  # a χ² estimate may be as large as a double gets: its interval is infinite
         half = stdtrit(x.size - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(x.size)
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
-
-
-def ratio_interval(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
-    """Geometric mean of a/b over seeds with the t interval of log(a/b); no unit.
-
-    a, b: [seeds], positive, paired by seed; ValueError if they are not positive or of equal length.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape or (x <= 0).any() or (y <= 0).any():
-        raise ValueError(f"a, b: need equally many positive values, got {x.tolist()} and {y.tolist()}")
-    return Interval(*(float(np.exp(v)) for v in t_interval(np.log(x) - np.log(y), level)))
-
-
-def share_difference(a: int, n: int, b: int, m: int, level: float = 0.95) -> Interval:
-    """a/n − b/m for independent counts, with Newcombe's hybrid score interval (Newcombe 1998, method 10).
-
-    Counts of runs are small and often zero, where the usual normal interval has no width.
-    Raises ValueError unless 0 ≤ a ≤ n, 0 ≤ b ≤ m and n, m ≥ 1.
-    """
-    if not (0 <= a <= n and 0 <= b <= m and n >= 1 and m >= 1):
-        raise ValueError(f"counts: need 0 ≤ a ≤ n and 0 ≤ b ≤ m with n, m ≥ 1, got {a}/{n} and {b}/{m}")
-    z = ndtri((1 + level) / 2)
-
-    def wilson(count: int, total: int) -> tuple[float, float, float]:
-        p = count / total
-        centre, half = p + z**2 / (2 * total), z * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
-        return p, (centre - half) / (1 + z**2 / total), (centre + half) / (1 + z**2 / total)
-
-    (p, p_low, p_high), (q, q_low, q_high) = wilson(a, n), wilson(b, m)
-    low = p - q - np.hypot(p - p_low, q_high - q)
-    high = p - q + np.hypot(p_high - p, q - q_low)
-    return Interval(p - q, float(low), float(high))

@@ -1,8 +1,9 @@
-"""What the runs of the training map wrote, as three small tables from which all claims, figures and tables are made.
+"""What the runs of the training map wrote, as small tables from which all claims, figures and tables are made.
 
 results/<preset>/evidence/runs.parquet     a row a run: what it was, on which machine, seconds and tokens in all
 results/<preset>/evidence/steps.parquet    a row a step: the measurements of log.jsonl
 results/<preset>/evidence/evals.parquet    a row a run, evaluation and set: each problem's number of right answers
+results/<preset>/evidence/bases.parquet    the same of the base models themselves
 
 They are kept in the repository, the study's with them: its figures need no training.
 """
@@ -20,6 +21,7 @@ RUN = ["run", "variant", "method", "tau", "lr", "minibatches", "staleness", "pro
        "seed", "cpu", "seconds", "tokens"]  # fmt: skip
 STEP = ["run", "step", "reward", "signal", "length", "truncated", "entropy", "grad_norm", "clip_fraction", "lambda",
         "kl", "chi2", "lambda_theory", "tokens", "seconds"]  # fmt: skip
+BASE = ["base", "set", "k", "correct", "majority"]
 EVAL = ["run", "step", "set", "k", "correct", "majority", "length", "truncated", "final"]
 
 
@@ -54,6 +56,11 @@ def _compact(frame: pd.DataFrame) -> pd.DataFrame:
         elif column in STEP[2:-2]:
             frame[column] = frame[column].astype(np.float32)
     return frame
+
+
+def of_bases(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{"bases"}: the rows of launch.evaluate_bases, with the columns BASE."""
+    return {"bases": _compact(rows[BASE].copy())}
 
 
 def joined(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:

@@ -78,18 +78,13 @@ def identified(job: Job, data: Path, final: Evaluate) -> Job:
 
 def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
     """Train one job in this process, then evaluate its last policy; of its models only `last/` stays."""
-    from pmd.sampling.scoring import summarise_by_rule  # only here, in the worker: the parent loads no torch
-    from pmd.trainer.loop import train
+    from pmd.trainer.loop import train  # only here, in the worker: the parent loads no torch
 
     sets = {name: read_problems(data / f"{name}.jsonl") for name in final.sets}
     curves = {name: problems[: job.config.eval_prompts] for name, problems in sets.items()}
     problems, engine = read_problems(data / "rl.jsonl"), engine_for(job.config)
     result = train(job.config, job.base, problems, curves, out, engine, progress=False, tags=job.tags)
-    samples = evaluate(final, out / "last", sets)
-    rows = [
-        {"step": result["last_step"], "set": name, **summarise_by_rule(part, _asked(sets[name], part))}
-        for name, part in samples.groupby("set", sort=False)
-    ]
+    rows = [{"step": result["last_step"], **row} for row in _summaries(final, out / "last", sets)]
     for folder in [out / "best", *out.glob("checkpoint-*")]:
         shutil.rmtree(folder, ignore_errors=True)
     write_jsonl(out / "final.jsonl", rows)
@@ -108,6 +103,29 @@ def _follow(futures: list[Future], jobs: list[Job], out: Path, until: float) -> 
 
 def _failed(future: Future) -> bool:
     return future.done() and not future.cancelled() and future.exception() is not None
+
+
+def evaluate_bases(models: dict[int, Path], data: Path, final: Evaluate) -> pd.DataFrame:
+    """Each base model as `final` evaluates the runs: a row a base model and set, with k, correct and majority."""
+    with processes(min(len(models), workers(1, final.device)), final.device) as pool:
+        futures = [pool.submit(_evaluate_base, number, model, data, final) for number, model in models.items()]
+        return pd.DataFrame([row for future in futures for row in future.result()])
+
+
+def _evaluate_base(number: int, model: Path, data: Path, final: Evaluate) -> list[dict[str, Any]]:
+    sets = {name: read_problems(data / f"{name}.jsonl") for name in final.sets}
+    return [{"base": number, **row} for row in _summaries(final, model, sets)]
+
+
+def _summaries(final: Evaluate, model: Path, sets: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    """A summary (pmd/sampling/accuracy.py) of each set, by the policy in a model folder."""
+    from pmd.sampling.scoring import summarise_by_rule  # only here, in the worker: the parent loads no torch
+
+    samples = evaluate(final, model, sets)
+    return [
+        {"set": name, **summarise_by_rule(part, _asked(sets[name], part))}
+        for name, part in samples.groupby("set", sort=False)
+    ]
 
 
 def _asked(problems: list[dict], samples: pd.DataFrame) -> list[dict]:

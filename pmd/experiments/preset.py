@@ -16,7 +16,7 @@ from typing import Any
 from pmd import params
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import evidence, finite, launch, law, training_map
-from pmd.experiments.bases import write_digests
+from pmd.experiments.bases import base_folder, write_digests
 from pmd.experiments.train_bases import train_bases
 from pmd.files import ROOT
 from pmd.problems.arithmetic import Task, generate
@@ -54,6 +54,8 @@ def _part(part: str, values: dict[str, Any], data: Path, bases: Path, out: Path,
         evidence.write({"finite": rows}, results)
     else:
         final = params.read(Evaluate, "evaluate", values["evaluate"])
+        bases_of_grid = {number: base_folder(number, bases) for number in values["grid"]["bases"]}
+        evidence.write(evidence.of_bases(launch.evaluate_bases(bases_of_grid, data, final)), results)
         known = evidence.known_runs(results)
         jobs = training_map.jobs(values["grid"], values["train"], values["methods"], bases)
         todo = [job for job in jobs if job.name not in known]

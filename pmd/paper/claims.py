@@ -117,22 +117,24 @@ CLAIMS = (
 
 
 def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
-    """The rows with verdict, effect (an `Interval`), p (Holm), bases, runs and the reason; see docs/experiments.md."""
+    """The rows with verdict, effect (an `Interval`), p (Holm), bases, runs and the reason; see docs/experiments.md.
+
+    cautious: the verdict if no effect had more degrees of freedom than its base models give.
+    """
     answers = [claim.ask(evidence) for claim in claims]
-    asked = [
-        np.nan if not answer.effect else answer.effect.p_within(claim.margin) if claim.sense == 0
-        else answer.effect.p_value()
-        for claim, answer in zip(claims, answers, strict=True)
-    ]  # fmt: skip
+    few = [a._replace(effect=a.effect.cautious(a.bases)) if a.effect else a for a in answers]
     records = []
-    for claim, answer, p in zip(claims, answers, holm(asked), strict=True):
+    for claim, answer, (p, judged), (_, cautious) in zip(
+        claims, answers, _judged(claims, answers), _judged(claims, few), strict=True
+    ):
         effect = answer.effect
         shown = Interval(*(claim.show(x) for x in effect.interval())) if effect else None
         records.append(
             {
                 "row": claim.row,
                 "claim": claim.claim,
-                "verdict": verdict(claim, answer, p),
+                "verdict": judged,
+                "cautious": cautious,
                 "effect": shown,
                 "unit": claim.unit,
                 "margin": claim.show(claim.margin),
@@ -145,6 +147,16 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
         )
     frame = pd.DataFrame(records)
     return frame.astype({"effect": object})
+
+
+def _judged(claims: tuple[Claim, ...], answers: list[Answer]) -> list[tuple[float, str]]:
+    """(p corrected by Holm over all rows that ask for one, verdict) of each row."""
+    asked = [
+        np.nan if not answer.effect else answer.effect.p_within(claim.margin) if claim.sense == 0
+        else answer.effect.p_value()
+        for claim, answer in zip(claims, answers, strict=True)
+    ]  # fmt: skip
+    return [(p, verdict(claim, a, p)) for claim, a, p in zip(claims, answers, holm(asked), strict=True)]
 
 
 def verdict(claim: Claim, answer: Answer, p: float) -> str:
@@ -179,18 +191,25 @@ def beside(*, default: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """What was found, in plain sentences made from the verdicts alone."""
+    """What was found, in plain sentences made from the verdicts alone.
+
+    Of a verdict that would not stand with the degrees of freedom of its few base models alone it says so.
+    """
     order = {
-        SUPPORTED: "Supported at this size: ",
-        CONTRADICTED: "The opposite was found of: ",
-        EQUIVALENT: "No difference that would matter: ",
-        UNDECIDED: "Undecided: ",
+        SUPPORTED: "Supported at this size",
+        CONTRADICTED: "The opposite was found of",
+        EQUIVALENT: "No difference that would matter",
+        UNDECIDED: "Undecided",
     }
-    lines = []
+    weak, lines = table["verdict"] != table["cautious"], []
     for word, lead in order.items():
-        rows = table[table["verdict"] == word]
-        if len(rows):
-            lines.append(lead + "; ".join(f"{_within(row.claim)} ({row.row})" for row in rows.itertuples()) + ".")
+        for rows, how in ((table[~weak], ""), (table[weak], ", but too few base models to rely on it")):
+            rows = rows[rows["verdict"] == word]
+            if len(rows):
+                said = "; ".join(f"{_within(row.claim)} ({row.row})" for row in rows.itertuples())
+                lines.append(f"{lead}{how}: {said}.")
+    if "disagree" in table and table["disagree"].any():
+        lines.append(f"The study and the default run disagree on {', '.join(table['row'][table['disagree']])}.")
     absent = table[table["verdict"] == NOT_TESTABLE]
     if len(absent):
         lines.append(f"Not testable here: {', '.join(absent['row'])}.")

@@ -6,8 +6,10 @@ another model would have answered the same problems. With row means m_b and colu
     SE² = s²(m_b)/B + s²(m_p)/P,
 
 each variance with its n − 1. The noise of a single cell is in both terms, so the sum counts it twice, which can only
-widen an interval (Owen 2007 shows the same of the pigeonhole bootstrap). The degrees of freedom are Welch and
-Satterthwaite's. Nothing is resampled, so the numbers are the same everywhere.
+enlarge the standard error (Owen 2007 shows the same of the pigeonhole bootstrap). The degrees of freedom are Welch and
+Satterthwaite's. They can be far too many where few base models happen to agree: then those of the problems count alone.
+`cautious` is the same effect with no more than the base models' own. Nothing is resampled, so the numbers are the same
+everywhere.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ class Effect(NamedTuple):
         """Student's t interval at `level`; its ends are NaN where the error is."""
         half = stdtrit(self.freedom, (1 + level) / 2) * self.error
         return Interval(self.estimate, self.estimate - half, self.estimate + half)
+
+    def cautious(self, bases: int) -> Effect:
+        """The effect with at most the degrees of freedom of so many base models."""
+        return self._replace(freedom=min(self.freedom, bases - 1))
 
     def p_value(self, null: float = 0.0) -> float:
         """The two-sided p-value of the effect being `null`."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from pmd.evaluators.intervals import t_interval
 from pmd.paper import style
-from pmd.paper.frames import Evidence, cell, chosen, final, ordered, scores
+from pmd.paper.frames import SETS, Evidence, cell, chosen, final, ordered, scores
 from pmd.paper.questions import curves, stale
 
 BANDED = ("pmd-mean", "grpo")
@@ -158,11 +158,11 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False, sharey=True).ravel()
     span = max(abs(table.accuracy - base).max(), 0.05)
     scale, ramp = colors.TwoSlopeNorm(base, base - span, base + span), style.diverging()
-    rates, ks = sorted(set(table.lr)), sorted(set(table.minibatches))
+    rates, regimes = sorted(set(table.lr)), sorted(set(zip(table.minibatches, table.staleness, strict=True)))
     mark = "\n×" if len(rates) > 3 else " ×"  # narrow cells have room below the number alone
     for axis, name in zip(axes, names, strict=False):
-        mine = table[table.variant == name].pivot(index="minibatches", columns="lr", values="accuracy")
-        mine = mine.reindex(index=ks, columns=rates)
+        mine = table[table.variant == name].pivot(index=["minibatches", "staleness"], columns="lr", values="accuracy")
+        mine = mine.reindex(index=pd.MultiIndex.from_tuples(regimes), columns=rates)
         image = axis.imshow(np.ma.masked_invalid(mine.to_numpy(dtype=float)), cmap=ramp, norm=scale, aspect="auto")
         axis.set_facecolor(style.COLOURS["light"])
         for (i, j), value in np.ndenumerate(mine.to_numpy(dtype=float)):
@@ -175,7 +175,7 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
         axis.set_title(style.label_of(name), fontsize=7.5)
         axis.set_xticks(range(len(rates)), [_power(rate) for rate in rates], fontsize=6)
         axis.tick_params("x", rotation=90 if len(rates) > 3 else 0)
-        axis.set_yticks(range(len(ks)), [f"K = {k}" for k in ks], fontsize=6)
+        axis.set_yticks(range(len(regimes)), [regime(*row) for row in regimes], fontsize=6)
         axis.grid(False)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
@@ -186,22 +186,26 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:
-    """The cells of the map: variant, minibatches, lr, bases, accuracy, base (its base models' own), collapsed, runs and
-    how many of these fell by themselves below `COLLAPSED` of their base model's accuracy."""
+    """The cells of the map: variant, minibatches, staleness, lr, bases, accuracy, base (its base models' own),
+    collapsed, runs and how many of these fell by themselves below `COLLAPSED` of their base model's accuracy."""
     ends = final(evidence)
-    ends = ends[ends.staleness == 0]
-    starts = evidence.evals[(evidence.evals.step == 0) & evidence.evals["set"].isin(["test", "ood"])]
-    before = starts.groupby(["base", "set"]).accuracy.mean().groupby("base").mean()
-    records = []
-    for (name, k, rate), rows in ends.groupby(["variant", "minibatches", "lr"]):
+    known, matrix = scores(evidence.bases[evidence.bases["set"].isin(SETS)])
+    before, records = pd.Series(matrix.mean(1), index=known), []
+    for (name, k, late, rate), rows in ends.groupby(["variant", "minibatches", "staleness", "lr"]):
         bases, matrix = scores(rows)
         base, accuracy = float(before[bases].mean()), float(matrix.mean())
         of_run = rows.groupby(["run", "base"]).accuracy.mean()
         fallen = of_run < COLLAPSED * before[of_run.index.get_level_values("base")].to_numpy()
         collapsed = accuracy < COLLAPSED * base
-        records.append((name, int(k), rate, len(bases), accuracy, base, collapsed, len(of_run), int(fallen.sum())))
-    columns = ["variant", "minibatches", "lr", "bases", "accuracy", "base", "collapsed", "runs", "fallen"]
+        record = (name, int(k), int(late), rate, len(bases), accuracy, base, collapsed, len(of_run), int(fallen.sum()))
+        records.append(record)
+    columns = ["variant", "minibatches", "staleness", "lr", "bases", "accuracy", "base", "collapsed", "runs", "fallen"]
     return pd.DataFrame(records, columns=columns)
+
+
+def regime(minibatches: int, staleness: int) -> str:
+    """How figures and tables name a regime: K = 8, or K = 8, late 3 for rollouts that are three steps old."""
+    return f"K = {minibatches}" + (f", late {staleness}" if staleness else "")
 
 
 # --- parts ---

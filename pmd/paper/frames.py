@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pmd.methods import METHODS
+from pmd.sampling.accuracy import accuracy, avg_at_k
 
 SETS = ("test", "ood")
 """The sets that are reported, pooled: problems of the trained lengths and longer ones."""
@@ -22,6 +23,7 @@ COLUMNS = {
     "runs": {"run", "variant", "method", "lr", "minibatches", "staleness", "base", "seed", "cpu", "seconds", "tokens"},
     "steps": {"run", "step", "reward", "entropy", "lambda", "lambda_theory", "seconds", "tokens"},
     "evals": {"run", "step", "set", "k", "correct", "majority", "final"},
+    "bases": {"base", "set", "k", "correct", "majority"},
     "law": {"base", "tau", "normalise", "how", "step", "set", "p", "s_success", "s_failure", "minus_mean_s", "lam"},
     "finite": {"base", "n", "tau", "tau_b", "set", "prompt", "samples", "before", "after", "lam"},
 }
@@ -30,11 +32,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """The frames of one preset. law, finite: None if that experiment has not been run."""
+    """The frames of one preset. bases: the base models on whole sets. law, finite: None if that has not been run."""
 
     runs: pd.DataFrame
     steps: pd.DataFrame
     evals: pd.DataFrame
+    bases: pd.DataFrame
     law: pd.DataFrame | None = None
     finite: pd.DataFrame | None = None
 
@@ -45,7 +48,7 @@ def load(folder: Path) -> Evidence:
     for name, columns in COLUMNS.items():
         file = folder / f"{name}.parquet"
         if not file.exists():
-            if name in ("runs", "steps", "evals"):
+            if name not in ("law", "finite"):
                 raise ValueError(f"{file}: missing; first execute notebooks 1 to 3 for this preset, or run `dvc repro`")
             continue
         frame = pd.read_parquet(file)
@@ -56,13 +59,10 @@ def load(folder: Path) -> Evidence:
     keys = ["run", "variant", "method", "minibatches", "staleness", "lr", "base", "seed"]
     for name in ("steps", "evals"):
         found[name] = found[name].drop(columns=[key for key in keys[1:] if key in found[name]]).merge(runs[keys])
-    accuracy = [float(np.mean(row.correct)) / row.k for row in evals.itertuples()]
-    found["evals"] = found["evals"].assign(accuracy=accuracy) if len(found["evals"]) == len(evals) else _lost(folder)
-    return Evidence(**found)
-
-
-def _lost(folder: Path) -> pd.DataFrame:
-    raise ValueError(f"{folder / 'evals.parquet'}: of other runs than runs.parquet beside it")
+    if len(found["evals"]) != len(evals):
+        raise ValueError(f"{folder / 'evals.parquet'}: of other runs than runs.parquet beside it")
+    shares = [accuracy({"correct": row.correct, "k": row.k}) for row in evals.itertuples()]
+    return Evidence(**found | {"evals": found["evals"].assign(accuracy=shares)})
 
 
 def ordered(variants: Iterable[str]) -> list[str]:
@@ -99,7 +99,8 @@ def cell(rows: pd.DataFrame, variant: str, minibatches: int, lr: float | None = 
 def scores(rows: pd.DataFrame) -> tuple[list[int], NDArray[np.float64]]:
     """(base models, accuracy [bases, problems]) of final evaluations, a base's mean over its runs; sets are pooled.
 
-    rows: of `final`. Empty if there are none. ValueError if runs saw different numbers of problems.
+    rows: of `final`, or of `Evidence.bases`. Empty if there are none. ValueError if runs saw different numbers of
+    problems.
     """
     bases = sorted(set(rows.base))
     if not bases:
@@ -110,9 +111,7 @@ def scores(rows: pd.DataFrame) -> tuple[list[int], NDArray[np.float64]]:
         if part.correct.map(len).nunique() != 1 or set(part.base) != set(bases):
             raise ValueError(f"set {name}: its runs saw different problems or base models")
         share = {
-            base: np.mean(
-                [np.asarray(row.correct, dtype=float) / row.k for row in part[part.base == base].itertuples()], 0
-            )
+            base: np.mean([avg_at_k(row.correct, row.k) for row in part[part.base == base].itertuples()], axis=0)
             for base in bases
         }
         parts.append(np.stack([share[base] for base in bases]))

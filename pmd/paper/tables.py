@@ -13,11 +13,11 @@ import pandas as pd
 from pmd.evaluators.intervals import Interval
 from pmd.files import read_json
 from pmd.paper.effects import crossed
-from pmd.paper.figures import COLLAPSED, cells
+from pmd.paper.figures import COLLAPSED, cells, regime
 from pmd.paper.frames import SETS, Evidence, cell, chosen, final, ordered
 from pmd.paper.style import label_of
 from pmd.paper.typeset import Table, from_records
-from pmd.sampling.accuracy import pass_at_k
+from pmd.sampling.accuracy import avg_at_k, pass_at_k
 
 
 def claims_table(rows: pd.DataFrame) -> Table:
@@ -28,6 +28,8 @@ def claims_table(rows: pd.DataFrame) -> Table:
         record = {"": row["row"], "claim": row["claim"], "verdict" + (" (study)" if both else ""): row["verdict"]}
         if both:
             record["verdict (default)"] = row["verdict (default)"] + (" – disagrees" if row["disagree"] else "")
+        if row["cautious"] != row["verdict"]:
+            record["verdict" + (" (study)" if both else "")] += " (too few base models to rely on it)"
         record |= {"effect": row["effect"], "unit": row["unit"], "margin": row["margin"], "p (Holm)": row["p"]}
         records.append(record | {"base models": row["bases"], "runs": row["runs"], "why": row["reason"]})
     notes = (
@@ -35,6 +37,8 @@ def claims_table(rows: pd.DataFrame) -> Table:
         "base models (whose means contain their seeds) and problems, by Student's t. Equivalent: both one-sided tests "
         "reject an effect as large as the margin. p: two-sided, of (e1) that of equivalence, corrected by Holm, "
         "so the interval of a row may exclude 0 and the row be undecided.",
+        "Too few base models to rely on it: with no more degrees of freedom than its base models give, the row would "
+        "have another verdict (docs/experiments.md, the last section).",
         "pp: percentage points of accuracy. Ratio: seconds of PMD-mean over the other's.",
     )
     return Table("T1", "The claims, and what this experiment says of them.", from_records(records), notes)
@@ -46,9 +50,8 @@ def accuracy(evidence: Evidence, reported: pd.DataFrame) -> Table:
     reported: panel, method, step, value (results/reference).
     """
     best, ends = chosen(evidence), final(evidence)
-    starts = evidence.evals[(evidence.evals.step == 0) & evidence.evals["set"].isin(SETS)]
     k = int(ends.k.max())
-    records = [{"method": "base models", "K": None, "rate": None} | _measures(starts, k)]
+    records = [{"method": "base models", "K": None, "rate": None} | _measures(evidence.bases, k)]
     picks = best[best.staleness == 0].set_index("variant")
     for name in ordered(picks.index):
         for pick in picks.loc[[name]].sort_values("minibatches").itertuples():
@@ -58,8 +61,7 @@ def accuracy(evidence: Evidence, reported: pd.DataFrame) -> Table:
     notes = (
         f"avg@{k}: the mean accuracy; pass@{min(8, k)}: at least one of {min(8, k)} is right (unbiased); maj@{k}: the "
         "most frequent answer is right. K: updates from one batch of rollouts, 1 is on-policy. Rate: the learning rate "
-        "that is best on validation problems. Base models: before training, on the first problems of each set and "
-        f"from {int(starts.k.max())} responses each, so that maj@k is given only where k is the same.",
+        "that is best on validation problems. Base models: those that the runs began from.",
         "The column “paper 30B” is not ours: avg@32 on AIME, read off the reference code's figure for Qwen3-30B-A3B at "
         "its last step. Other models, other problems: compare orders, not values.",
     )
@@ -67,19 +69,15 @@ def accuracy(evidence: Evidence, reported: pd.DataFrame) -> Table:
 
 
 def _measures(rows: pd.DataFrame, k: int) -> dict[str, Interval]:
-    """avg@k, pass@8 and maj@k of each set, in percent, with intervals over base models and problems.
-
-    Of rows with fewer than k responses, avg@k and pass@8 estimate the same and keep their columns; maj@k is left out.
-    """
-    drawn, few = int(rows.k.max()), min(8, k)
-    found = {}
+    """avg@k, pass@8 and maj@k of each set, in percent, with intervals over base models and problems."""
+    few, found = min(8, k), {}
     for name in SETS:
         part = rows[rows["set"] == name]
-        metrics = {f"avg@{k}": lambda row: np.asarray(row.correct, dtype=float) / row.k}
-        if drawn >= few:
-            metrics[f"pass@{few}"] = lambda row: pass_at_k(np.asarray(row.correct, dtype=int), row.k, few)
-        if drawn == k:
-            metrics[f"maj@{k}"] = lambda row: np.asarray(row.majority, dtype=float)
+        metrics = {
+            f"avg@{k}": lambda row: avg_at_k(row.correct, row.k),
+            f"pass@{few}": lambda row: pass_at_k(np.asarray(row.correct, dtype=int), row.k, few),
+            f"maj@{k}": lambda row: np.asarray(row.majority, dtype=float),
+        }
         for metric, score in metrics.items():
             by_base = [
                 np.mean([score(row) for row in part[part.base == base].itertuples()], axis=0)
@@ -100,8 +98,8 @@ def stability(evidence: Evidence) -> Table:
     """T3: each variant over the grid of rates, for each K: mean, best and worst cell, collapsed cells and runs."""
     table, records = cells(evidence), []
     for name in ordered(table.variant):
-        for k, rows in table[table.variant == name].groupby("minibatches"):
-            record = {"method": label_of(name), "K": int(k), "rates": len(rows)}
+        for (k, late), rows in table[table.variant == name].groupby(["minibatches", "staleness"]):
+            record = {"method": label_of(name), "K": regime(k, late).removeprefix("K = "), "rates": len(rows)}
             record |= {"mean": 100 * float(rows.accuracy.mean()), "best": 100 * float(rows.accuracy.max())}
             record |= {
                 "worst": 100 * float(rows.accuracy.min()),
