@@ -204,7 +204,7 @@ def test_new_weights_are_used_and_proven(engine):
     assert engine.drift.largest < 1e-5
     assert engine.drift.tokens == sum(len(response) for group in tokens for response in group)
     prompts = [prompt for prompt in PROMPTS for _ in range(16)]
-    flat, theirs = vllm_engine.generate(engine.llm, PROMPTS, 16, Sampling(8), 0, EOS, {0, 1, 2})
+    flat, theirs = vllm_engine.generate(engine.llm, PROMPTS, 16, Sampling(8), 0, [EOS], {0, 1, 2})
     assert measure_drift(model, prompts, flat, theirs).mean < 1e-5
     with torch.no_grad():
         for name, p in model.named_parameters():
