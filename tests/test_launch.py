@@ -115,7 +115,10 @@ def test_rows_join_those_of_other_runs_and_replace_their_own(stage, tmp_path, mo
     run_all(jobs, *rest, out)
     folder = tmp_path / "evidence"
     evidence.write(evidence.collect([jobs[0].name], out, "old"), folder)
-    assert evidence.known_runs(folder) == {"m/seed-1"}
+    configs = {job.name: job.config for job in jobs}
+    assert evidence.known_runs(folder, configs) == {"m/seed-1"}
+    assert evidence.known_runs(folder, configs | {"m/seed-1": config(steps=9, seed=1)}) == set()
+    assert evidence.known_runs(folder / "none", configs) == set()
     joined = evidence.joined(evidence.collect([jobs[1].name], out, "new"), folder)
     assert joined["runs"]["cpu"].tolist() == ["old", "new"]
     evidence.write(joined, folder)

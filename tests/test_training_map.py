@@ -70,9 +70,9 @@ def test_a_variant_is_a_method_with_settings_and_is_named_in_the_folder():
         ({"rates": [0.0]}, "grid.rates: got [0.0], must be"),
         (
             {"regimes": [{"minibatches": 7}]},
-            "grid.regimes.minibatches: got 7, must be a divisor of 120",
+            "grid.regimes.minibatches: got 7, must be a divisor of 80",
         ),
-        ({"regimes": [{"minibatches": 120}]}, "grid.regimes.minibatches: got 120, must be at most 40: 3 evaluations"),
+        ({"regimes": [{"minibatches": 80}]}, "grid.regimes.minibatches: got 80, must be at most 40: 2 evaluations"),
         (
             {"regimes": [{"minibatch": 8}]},
             "grid.regimes[0].minibatch: got 8, must be left out",

@@ -11,14 +11,17 @@ They are kept in the repository, the study's with them: its figures need no trai
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pmd.files import read_json, read_jsonl, write_frame
+from pmd.harness.config import Train
 
 RUN = ["run", "variant", "method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "base",
        "seed", "cpu", "seconds", "tokens"]  # fmt: skip
+SETTINGS = ["method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "seed"]
 STEP = ["run", "step", "reward", "signal", "length", "truncated", "entropy", "grad_norm", "clip_fraction", "lambda",
         "kl", "chi2", "lambda_theory", "tokens", "seconds"]  # fmt: skip
 BASE = ["base", "set", "k", "correct", "majority"]
@@ -74,10 +77,20 @@ def joined(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFr
     return found
 
 
-def known_runs(folder: Path) -> set[str]:
-    """The names of the runs that `folder` holds."""
+def known_runs(folder: Path, configs: dict[str, Train]) -> set[str]:
+    """The names of the runs in `folder` that had the settings which `configs`, by name, give them.
+
+    A run of other settings under the same name, from before a preset was changed, is no known run.
+    """
     file = folder / "runs.parquet"
-    return set(pd.read_parquet(file, columns=["run"])["run"]) if file.exists() else set()
+    if not file.exists():
+        return set()
+    rows = pd.read_parquet(file, columns=["run", *SETTINGS]).to_dict("records")
+    return {row["run"] for row in rows if row["run"] in configs and _same(row, configs[row["run"]])}
+
+
+def _same(row: dict[str, Any], config: Train) -> bool:
+    return all(row[key] == getattr(config, key) for key in SETTINGS)
 
 
 def write(frames: dict[str, pd.DataFrame], folder: Path) -> None:

@@ -56,8 +56,8 @@ def _part(part: str, values: dict[str, Any], data: Path, bases: Path, out: Path,
         final = params.read(Evaluate, "evaluate", values["evaluate"])
         bases_of_grid = {number: base_folder(number, bases) for number in values["grid"]["bases"]}
         evidence.write(evidence.of_bases(launch.evaluate_bases(bases_of_grid, data, final)), results)
-        known = evidence.known_runs(results)
         jobs = training_map.jobs(values["grid"], values["train"], values["methods"], bases)
+        known = evidence.known_runs(results, {job.name: job.config for job in jobs})
         todo = [job for job in jobs if job.name not in known]
         if done := launch.run_all(todo, data, final, out / "train", until - time.monotonic()):
             frames = evidence.collect([job.name for job in done], out / "train", machine()["cpu"])
