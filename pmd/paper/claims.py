@@ -26,7 +26,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of T1. margin and effect are in `unit`.
+    """A row of T1. margin and effect are in `unit`. brief: the claim in a list of findings.
 
     sense: +1 if the claim says that the effect is above 0, −1 below, 0 that it is within the margin of 0. show: from
     the effect's number to the one that is printed.
@@ -34,6 +34,7 @@ class Claim:
 
     row: str
     claim: str
+    brief: str
     metric: str
     unit: str
     margin: float
@@ -47,6 +48,7 @@ def _accuracy(number: int, rival: str, large: bool) -> Claim:
     return Claim(
         f"a{number}",
         f"PMD-mean ends more accurate than {label_of(rival)}, each at its best learning rate, at {which} staleness",
+        f"more accurate than {label_of(rival)} at {which} staleness",
         "difference of accuracy on test and ood, each at the rate that is best on val",
         "pp",
         1.0,
@@ -59,6 +61,7 @@ def _stability(number: int, rival: str) -> Claim:
     return Claim(
         f"b{number}",
         f"PMD-mean is more stable than {label_of(rival)} over learning rates and staleness",
+        f"more stable than {label_of(rival)}",
         "difference of the mean accuracy over the whole grid of rates and both K",
         "pp",
         2.0,
@@ -71,6 +74,7 @@ def _time(number: int, rival: str, on_policy: bool) -> Claim:
     return Claim(
         f"c{number}",
         f"PMD-mean at its best K takes less time than {rival}",
+        f"quicker than {rival}",
         "ratio of the seconds to 95 % of what on-policy GRPO gains",
         "ratio",
         float(np.log(1.1)),
@@ -84,6 +88,7 @@ def _finite(number: int, name: str, words: str) -> Claim:
     return Claim(
         f"d{number}",
         f"From few rollouts, the mean baseline does better than the partition on {words}",
+        f"from few rollouts better than the partition on {words}",
         "difference of success after one solved update from n = 8 rollouts",
         "pp",
         1.0,
@@ -105,11 +110,14 @@ CLAIMS = (
     _time(2, "GRPO at its best K", False),
     _finite(1, "same", "the prompts that it learns from"),
     _finite(2, "other", "other prompts"),
-    Claim("e1", "After a solved update, −mean(s) is the λ that theory predicts", "ratio of −mean(s) to λ, minus 1",
+    Claim("e1", "After a solved update, −mean(s) is the λ that theory predicts",
+          "−mean(s) of a solved update is the λ of theory", "ratio of −mean(s) to λ, minus 1",
           "", 0.15, 0, questions.law_ratio),
-    Claim("e2", "Prompts with a larger predicted λ are moved more", "rank correlation over prompts, minus 0.5",
+    Claim("e2", "Prompts with a larger predicted λ are moved more",
+          "prompts with a larger λ are moved more", "rank correlation over prompts, minus 0.5",
           "", 0.1, 1, questions.law_order),
-    Claim("g", "The gains hold for language models of 4B to 30B parameters", "avg@32 on AIME 2024 and 2025",
+    Claim("g", "The gains hold for language models of 4B to 30B parameters",
+          "gains at 4B to 30B parameters", "avg@32 on AIME 2024 and 2025",
           "pp", 1.0, 1,
           lambda evidence: Answer(None, "no such model is trained here; the reported curves stand beside", 0, 0)),
 )  # fmt: skip
@@ -133,6 +141,7 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
             {
                 "row": claim.row,
                 "claim": claim.claim,
+                "brief": claim.brief,
                 "verdict": judged,
                 "cautious": cautious,
                 "effect": shown,
@@ -213,17 +222,12 @@ def finding(table: pd.DataFrame) -> str:
         for rows, how in ((table[~weak], ""), (table[weak], ", but too few base models to rely on it")):
             rows = rows[rows["verdict"] == word]
             if len(rows):
-                said = "; ".join(f"{_within(row.claim)} ({row.row})" for row in rows.itertuples())
+                said = "; ".join(f"{row.brief} ({row.row})" for row in rows.itertuples())
                 lines.append(f"**{lead}{how}:** {said}.")
     if "disagree" in table and table["disagree"].any():
         lines.append(f"**The study and the default run disagree** on {', '.join(table['row'][table['disagree']])}.")
     absent = table[table["verdict"] == NOT_TESTABLE]
     if len(absent):
-        said = "; ".join(f"{_within(row.claim)} ({row.row})" for row in absent.itertuples())
+        said = "; ".join(f"{row.brief} ({row.row})" for row in absent.itertuples())
         lines.append(f"**Not testable here:** {said}.")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _within(claim: str) -> str:
-    """A claim as a part of a sentence."""
-    return claim if claim.startswith("PMD") else claim[0].lower() + claim[1:]
+    return "What PMD-mean is said to be, by verdict:\n\n" + "\n".join(f"- {line}" for line in lines)

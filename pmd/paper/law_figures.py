@@ -49,7 +49,7 @@ def law(frame: pd.DataFrame, normalise: str = "constant") -> tuple[Figure, pd.Da
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title)
     axes[0, 0].legend(loc="lower left", handletextpad=0.4)
-    axes[0, 2].legend(loc="upper right", ncols=1, handlelength=2.2)
+    axes[0, 2].legend(loc="lower left", ncols=1, handlelength=2.2)
     return figure, pd.concat(plotted, ignore_index=True)
 
 
