@@ -205,8 +205,10 @@ def test_every_preset_is_valid(root, preset):
 
 
 def test_a_file_that_is_not_there_is_said_to_be_in_a_clone(tmp_path):
-    with pytest.raises(ValueError, match=r"params\.yaml: no such file \(params\.yaml is in a clone of the repository"):
-        load(tmp_path / "params.yaml")
+    with pytest.raises(
+        ValueError, match=r"params\.yaml: no such file \(params\.yaml is in a clone of the repository, "
+    ):
+        params.load(tmp_path / "params.yaml")
 
 
 def test_a_namespace_that_stands_twice_is_refused_by_its_line(tmp_path):
