@@ -107,4 +107,4 @@ benchmark: setup
 	.venv/bin/python benchmarks/compare.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-stacks benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-stacks benchmarks/.venv build *.egg-info *.whl .pytest_cache .ruff_cache .hypothesis
