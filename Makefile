@@ -91,7 +91,7 @@ bases: setup
 lock:
 	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; trap 'exit 1' INT TERM; \
 	$(PYTHON) -m venv "$$scratch/venv"; \
-	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[artifact,test]'; \
 	head -n 1 requirements.lock > "$$scratch/lock"; \
 	"$$scratch/venv/bin/python" -m pip freeze --all --exclude pip --exclude pmd \
 	  | sed -E 's/\+[a-z0-9]+$$//; /^(nvidia-|cuda-|triton==|appnope==|pywin)/d' >> "$$scratch/lock"; \
@@ -107,4 +107,4 @@ benchmark: setup
 	.venv/bin/python benchmarks/compare.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-stacks benchmarks/.venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-stacks benchmarks/.venv build *.egg-info *.whl .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """PMD-mean: policy mirror descent with the mean reward in place of the log-partition function.
 
 Reproduces Xu et al., arXiv:2602.05933. `from pmd import …` gives the names in `__all__`. The module of a name is loaded
-when the name is first used, so `import pmd` by itself takes no time. Each folder is a room with one purpose; a reader
-begins with the first:
+when the name is first used, so `import pmd` by itself takes no time; a name that needs more than torch and numpy says
+then what to install. Each folder is a room with one purpose; a reader begins with the first:
 
 trainer      the algorithm: advantages and losses, a batch of rollouts, the update on it, the loop
 harness      what a run needs besides: its settings, its folder, its policy, its progress
@@ -19,7 +19,10 @@ paper        figures, tables and the report
 
 import os
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from pmd.extras import missing
 
 if TYPE_CHECKING:  # for type checkers and editors
     from pmd.any_loop import loss
@@ -67,11 +70,24 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "__version__":
+        from importlib.metadata import version  # only here, because it loads much
+
+        value = version("pmd")
+    elif name in _MODULES:
+        value = getattr(_load(name), "load" if name == "load_params" else name)
+    else:
         raise AttributeError(f"module 'pmd' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), "load" if name == "load_params" else name)
     globals()[name] = value
     return value
+
+
+def _load(name: str) -> ModuleType:
+    """The module of a public name; ModuleNotFoundError in one line if a package that it needs is not installed."""
+    try:
+        return import_module(_MODULES[name])
+    except ModuleNotFoundError as error:
+        raise missing(f"pmd.{name}", error) from None
 
 
 def __dir__() -> list[str]:

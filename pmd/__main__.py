@@ -6,7 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-import click
+from pmd.extras import missing
+
+try:
+    import click
+except ModuleNotFoundError as error:
+    sys.exit(str(missing("pmd's command", error)))
 
 FILE = click.Path(path_type=Path)
 

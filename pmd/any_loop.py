@@ -62,10 +62,9 @@ def advantages(rewards: Tensor, tau: float, baseline: str = "mean", tau_b: float
     (`tau_b`, not 0, may be negative or infinite) in place of τ.
     """
     check(tau, baseline, tau_b)
-    if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(
-            f"rewards: got shape {list(rewards.shape)}, must be [groups, responses], with 2 responses or more"
-        )
+    if not isinstance(rewards, Tensor) or rewards.dim() != 2 or rewards.shape[1] < 2:
+        got = f"shape {list(rewards.shape)}" if isinstance(rewards, Tensor) else f"a {type(rewards).__name__}"
+        raise ValueError(f"rewards: got {got}, must be a tensor [groups, responses], with 2 responses or more")
     if not rewards.isfinite().all():
         g, i = (~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"rewards: got {rewards[g, i].item()} in group {g}, response {i}, must be a finite number")

@@ -163,7 +163,7 @@ def _kind(hint: Any) -> str:
 
 
 def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
-    """params.yaml as plain dictionaries; ValueError naming the file if it is not a YAML mapping, and
+    """params.yaml as plain dictionaries; ValueError naming the file if it is missing or not a YAML mapping, and
     the line of a key that stands twice."""
     try:
         values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
@@ -171,6 +171,10 @@ def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
         key = re.findall(r'"([^"]*)"', str(error.problem))[0]
         where = f"{path}:{error.problem_mark.line + 1}"
         raise ValueError(f"{where}: {key} stands above already; move its entries there, in place of {{}}") from None
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file (params.yaml is in a clone of the repository, no wheel has it)"
+        ) from None
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     require(isinstance(values, dict), str(path), values, "a mapping of namespaces")

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import trl
 from torch import Tensor
+
+from pmd.any_loop import advantages, check, predicted, regress, sequence_log_ratio
+from pmd.extras import check_stack
+from pmd.trainer.objectives import moved
+
+check_stack("trl")  # before its names are imported, which another version may not have
+
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from pmd.any_loop import advantages, check, predicted, regress, sequence_log_ratio
-from pmd.trainer.objectives import moved
-
-TESTED = "1.16"
-if trl.__version__.split(".")[:2] != TESTED.split("."):
-    raise ImportError(f"trl: got version {trl.__version__}, must be {TESTED}.*: pip install 'trl=={TESTED}.*'")
+__all__ = ["PMDConfig", "PMDTrainer"]
 
 FIXED = {
     "loss_type": "pmd",

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import verl
 from torch import Tensor
-from verl.trainer.ppo import core_algos
 
 from pmd.any_loop import advantages, check, regress, sequence_log_ratio
+from pmd.extras import check_stack
 from pmd.trainer.objectives import moved
 
-TESTED = "0.9"
-if verl.__version__.split(".")[:2] != TESTED.split("."):
-    raise ImportError(f"verl: got version {verl.__version__}, must be {TESTED}.*: pip install 'verl=={TESTED}.*'")
+check_stack("verl")  # before its names are imported, which another version may not have
+
+from verl.trainer.ppo import core_algos
 
 NORMALISE = {"seq-mean-token-mean": "length", "seq-mean-token-sum-norm": "constant"}
 """verl's names of the two normalisations."""

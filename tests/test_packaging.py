@@ -16,9 +16,11 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from pmd.extras import TESTED
 from pmd.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*.ipynb"))
 CUDA = ("nvidia", "cuda", "triton")
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
@@ -53,9 +55,31 @@ def files() -> list[Path]:
 
 
 def test_lock_holds_every_direct_requirement_at_the_version_of_pyproject():
-    direct = pins(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    direct = pins(EXTRAS["artifact"] + EXTRAS["test"])
     lock = locked()
     assert {name: lock.get(name) for name in direct} == direct
+
+
+def test_the_package_needs_torch_and_numpy_alone_at_versions_that_the_lock_has():
+    needed = {need.name: need.specifier for need in map(Requirement, PROJECT["dependencies"])}
+    assert set(needed) == {"numpy", "torch"}
+    assert [name for name, versions in needed.items() if not versions.contains(locked()[name])] == []
+
+
+def test_the_stacks_that_users_install_are_those_that_are_tested_and_accepted():
+    assert set(EXTRAS) == {"artifact", "test", "vllm", *TESTED}
+    assert [EXTRAS[name] for name in TESTED] == [[f"{name}=={minor}.*"] for name, minor in TESTED.items()]
+    installed = (ROOT / "Makefile").read_text() + (ROOT / "tests" / "stacks" / "requirements-trl.txt").read_text()
+    assert {name: re.findall(rf"\b{name}==(\d+\.\d+)\.\d+", installed) for name in TESTED} == {
+        name: [minor] for name, minor in TESTED.items()
+    }
+
+
+def test_the_changelog_begins_with_this_version():
+    headings = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    released = [(version, date) for version, date in headings if version != "Unreleased"]
+    assert released[0][0] == PROJECT["version"]
+    assert all(date for _, date in released)
 
 
 def test_lock_is_closed_under_dependencies():
@@ -85,7 +109,7 @@ def test_lock_serves_cpu_and_cuda_alike():
     lock = locked()
     assert lock["torch"] == "2.13.0"
     assert [name for name in lock if name.startswith((*CUDA, "vllm", "pmd"))] == []
-    assert PROJECT["optional-dependencies"]["vllm"] == ["vllm==0.32.0"]
+    assert EXTRAS["vllm"] == ["vllm==0.32.0"]
 
 
 def test_conda_environment_installs_the_lock_on_a_supported_python():

@@ -204,6 +204,13 @@ def test_every_preset_is_valid(root, preset):
         train_config(method, 1, values)
 
 
+def test_a_file_that_is_not_there_is_said_to_be_in_a_clone(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"params\.yaml: no such file \(params\.yaml is in a clone of the repository, "
+    ):
+        params.load(tmp_path / "params.yaml")
+
+
 def test_a_namespace_that_stands_twice_is_refused_by_its_line(tmp_path):
     """What pasting a block such as `sets:` below `sets: {}` makes."""
     (tmp_path / "params.yaml").write_text("sets: {}\na: 1\nsets:\n  x: {path: a.csv}\n")

@@ -9,17 +9,27 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import mpmath as mp
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
+from scipy.special import wrightomega
+from scipy.stats import binom
 
 from pmd.paper import style
 from pmd.paper import theory_figures as figures
-from pmd.theory.binary import binary_iterates, binary_update, finite_sample, finite_sample_summary, quantile
-from pmd.theory.lambert import baseline_limit, lambert_log_ratio
+from pmd.theory.binary import (
+    binary_iterates,
+    binary_update,
+    binomial,
+    finite_sample,
+    finite_sample_summary,
+    quantile,
+)
+from pmd.theory.lambert import baseline_limit, lambert_log_ratio, wright_omega
 from pmd.theory.population import (
     Temperature,
     divergences,
@@ -213,6 +223,15 @@ def test_a_hundred_thousand_prompts_take_less_than_a_second():
         population_update(probs, rewards, 0.1)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 1
+
+
+def test_wrights_function_and_the_binomial_equal_scipys():
+    x = np.concatenate([[-np.inf, -1e5, 1e6, 1e15], np.linspace(-800, 800, 4001), np.linspace(-4, 4, 4001)])
+    np.testing.assert_allclose(wright_omega(x), wrightomega(x), rtol=1e-14, atol=0)
+    p = np.array([1e-12, 0.05, 0.5, 1 - 1e-6])
+    for n in (1, 16, 1500):  # the largest number of ways for the last is above 1e308
+        expected = binom.pmf(np.arange(n + 1), n, p[:, None])
+        np.testing.assert_allclose(binomial(n, p), expected, rtol=1e-10, atol=1e-300)
 
 
 def test_the_lambert_formula_is_the_solution():
@@ -530,14 +549,15 @@ def test_finite_sample_table_is_a_distribution_with_the_signs_of_the_theory():
     for estimator in ("mean", "partition"):
         table = finite_sample(0.2, 0.3, 12, estimator)
         assert table["probability"].sum() == pytest.approx(1, abs=1e-14)
-        alive = table[table["exists"]]
-        assert (np.sign(alive["lam"]) == -np.sign(alive["excess"])).all()
-        assert (alive["gain"] > 0).all()
-        assert alive["gain"].is_monotonic_increasing
+        lam, excess, gain = (table[name][table["exists"]] for name in ("lam", "excess", "gain"))
+        assert (np.sign(lam) == -np.sign(excess)).all()
+        assert gain[0] > 0
+        assert (np.diff(gain) > 0).all()
         assert table["b"][0] == 0  # no success seen: the target of a failure is (0 − 0)/τ, "change nothing"
-    assert np.sum(finite_sample(0.2, 0.3, 12, "mean").eval("probability * error")) == pytest.approx(0, abs=1e-15)
+    mean, part = (finite_sample(0.2, 0.3, 12, estimator) for estimator in ("mean", "partition"))
+    assert np.sum(mean["probability"] * mean["error"]) == pytest.approx(0, abs=1e-15)
     # Jensen: the logarithm of an unbiased Ẑ is biased low
-    assert np.sum(finite_sample(0.2, 0.3, 12, "partition").eval("probability * error")) < -0.01
+    assert np.sum(part["probability"] * part["error"]) < -0.01
 
 
 def test_no_solution_means_that_successes_are_e_times_too_frequent():
@@ -700,7 +720,7 @@ def test_errors_name_the_offending_value(call, message):
 
 
 def test_the_statements_hold_and_name_tests_that_exist():
-    table = checked_statements()
+    table = pd.DataFrame(checked_statements())
     assert table["holds"].all()
     assert table["proved_by"].str.split("::").str[0].value_counts().to_dict() == {
         "tests/test_theory.py": 11,

@@ -6,10 +6,10 @@ failures and the next p follow from it and from τ.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pmd.theory.population import Array, log_mean_exp, log_partition, positive, probability, solve
@@ -76,19 +76,24 @@ def binary_iterates(
 # --- finite samples ------------------------------------------------------------------------------------------------
 
 
-def finite_sample(p: float, tau: float, n: int, estimator: Literal["mean", "partition"]) -> pd.DataFrame:
+def binomial(n: int, p: ArrayLike) -> Array:
+    """P(k of n rollouts succeed), [..., n + 1] over k = 0 … n, where each does with p [...] strictly in (0, 1)."""
+    k, p = np.arange(n + 1), np.asarray(p, dtype=np.float64)[..., None]
+    ways = np.array([math.log(math.comb(n, i)) for i in range(n + 1)])
+    return np.exp(ways + k * np.log(p) + (n - k) * np.log1p(-p))
+
+
+def finite_sample(p: float, tau: float, n: int, estimator: Literal["mean", "partition"]) -> dict[str, Array]:
     """Every update that a baseline estimated from n rollouts can produce, rewards in {0, 1}, exactly.
 
     One rollout's baseline comes from the n − 1 others (leave one out, as in OpenKimi), k ~ Binomial(n − 1, p) of which
     succeed: b = k/(n − 1) for "mean", b = τ log((k e^{1/τ} + n − 1 − k)/(n − 1)) for "partition". The regression itself
     is taken over the whole population, so that the baseline varies and nothing else.
 
-    Columns: k, probability, b, error (b minus the value it estimates: p, or τ log Z), excess (b − τ log Z, of the sign
-    of −λ), lam, p_next, gain (p_next − p), exists. lam, p_next and gain are NaN where no normalised solution exists.
-    Raises ValueError for n < 2, τ ≤ 0, p outside (0, 1) or an unknown estimator.
+    Columns, each [n]: k, probability, b, error (b minus the value it estimates: p, or τ log Z), excess (b − τ log Z, of
+    the sign of −λ), lam, p_next, gain (p_next − p), exists. lam, p_next and gain are NaN where no normalised solution
+    exists. ValueError for n < 2, τ ≤ 0, p outside (0, 1) or an unknown estimator.
     """
-    from scipy.stats import binom  # only here, because it takes half a second to load
-
     p, tau = float(probability("p", p)), float(positive("tau", tau))
     if n < 2 or p in (0.0, 1.0):
         raise ValueError(f"n, p: ({n}, {p}) is not allowed; a group needs n ≥ 2 rollouts and 0 < p < 1")
@@ -100,19 +105,17 @@ def finite_sample(p: float, tau: float, n: int, estimator: Literal["mean", "part
     b = others[:, 1] if estimator == "mean" else log_partition(others, rewards, tau)
     log_z = float(log_partition([1 - p, p], [0.0, 1.0], tau))
     step = binary_update(p, tau, b)
-    return pd.DataFrame(
-        {
-            "k": k,
-            "probability": binom.pmf(k, n - 1, p),
-            "b": b,
-            "error": b - (p if estimator == "mean" else log_z),
-            "excess": b - log_z,
-            "lam": step.lam,
-            "p_next": step.p_next,
-            "gain": step.p_next - p,
-            "exists": step.exists,
-        }
-    )
+    return {
+        "k": k,
+        "probability": binomial(n - 1, p),
+        "b": b,
+        "error": b - (p if estimator == "mean" else log_z),
+        "excess": b - log_z,
+        "lam": step.lam,
+        "p_next": step.p_next,
+        "gain": step.p_next - p,
+        "exists": step.exists,
+    }
 
 
 def quantile(values: ArrayLike, weights: ArrayLike, level: float) -> float:
@@ -132,7 +135,7 @@ def finite_sample_summary(p: float, tau: float, n: int, estimator: Literal["mean
     quantile) of p′ − p, and the 10, 50 and 90 % quantiles of p′ (p_next_*) and of KL(π_t‖π_{t+1}) (kl_*, in nats).
     """
     table = finite_sample(p, tau, n, estimator)
-    weight = table["probability"].to_numpy()
+    weight = table["probability"]
     alive = weight * table["exists"]
     kl = table["lam"] + (table["b"] - p) / tau  # from E s + λ = (E r − b)/τ
     return {

@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pmd.theory.binary import quantile
+from pmd.theory.binary import binomial, quantile
 from pmd.theory.population import Array, Temperature, check_all, log_partition, positive, probability
 from pmd.theory.weighted import fit
 
@@ -111,14 +111,12 @@ def chain(
     two of them is divided between them so that the mean log-odds are kept; tests bound what this changes. `limit` is
     the surplus that counts in `intact`. ValueError as in `group_update`, and for p0 outside (0, TOP).
     """
-    from scipy.stats import binom  # only here, because it takes half a second to load
-
     if not 0 < p0 < TOP:
         raise ValueError(f"p0: {p0} is not allowed; it must lie strictly between 0 and {TOP}")
     ends = [np.log(x / (1 - x)) for x in (p0, TOP)]
     odds = np.linspace(*ends, points)
     p = 1 / (1 + np.exp(-odds))
-    update, chance = group_update(p, tau, n, estimator), binom.pmf(np.arange(n + 1), n, p[:, None])
+    update, chance = group_update(p, tau, n, estimator), binomial(n, p)
     with np.errstate(divide="ignore"):
         place = (np.log(update.p_next) - np.log1p(-update.p_next) - ends[0]) / (odds[1] - odds[0])
     place[:, [0, -1]] = np.arange(points)[:, None]

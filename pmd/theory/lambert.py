@@ -7,9 +7,21 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import wrightomega
 
 from pmd.theory.population import Array, check_all, discrete, positive, solve_gap
+
+
+def wright_omega(x: ArrayLike) -> Array:
+    """Wright's function ω = W(e^x), the solution of ω + ln ω = x, elementwise for x finite or −∞ (where it is 0).
+
+    Newton's method for y = ln ω on e^y + y = x, which is increasing and convex in y: from above it cannot overshoot.
+    """
+    x = np.maximum(np.asarray(x, dtype=np.float64), -800.0)  # below it, ω is 0 in float64
+    y = np.where(x < 1, x, np.log(np.maximum(x, 1.0)))
+    for _ in range(5):  # quadratic from at most ln(1 + e) away
+        power = np.exp(y)
+        y = y - (power + y - x) / (1 + power)
+    return np.where(x < 1, np.exp(y), x - y)
 
 
 def lambert_log_ratio(x: ArrayLike, lam: ArrayLike) -> Array:
@@ -17,7 +29,7 @@ def lambert_log_ratio(x: ArrayLike, lam: ArrayLike) -> Array:
     x, lam = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(lam, dtype=np.float64))
     check_all("lam", lam, lam >= 0, "it must be at least 0")
     with np.errstate(divide="ignore"):
-        return x - wrightomega(x + np.log(lam))
+        return x - wright_omega(x + np.log(lam))
 
 
 def baseline_limit(probs: ArrayLike, rewards: ArrayLike, tau: float) -> Array:

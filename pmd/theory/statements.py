@@ -5,8 +5,9 @@ Each names the test that establishes it. Tables and the theory notebook show the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import pandas as pd
 
 from pmd.theory.binary import binary_update, finite_sample_summary
 from pmd.theory.chain import group_update
@@ -201,12 +202,12 @@ def _sampled() -> Rows:
     ]
 
 
-def checked_statements() -> pd.DataFrame:
+def checked_statements() -> list[dict[str, Any]]:
     """One row a statement: statement, source, proved_by (a test), residual, tolerance, holds (residual ≤ tolerance)."""
-    columns = ["statement", "source", "proved_by", "residual", "tolerance"]
-    groups = {"theory": _population(), "weighted": _weighted(), "chain": _sampled()}
-    tables = [pd.DataFrame(rows, columns=columns) for rows in groups.values()]
-    for name, table in zip(groups, tables, strict=True):
-        table["proved_by"] = f"tests/test_{name}.py::" + table["proved_by"]
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(holds=table["residual"] <= table["tolerance"])
+    columns = ("statement", "source", "proved_by", "residual", "tolerance")
+    table = []
+    for file, rows in (("theory", _population()), ("weighted", _weighted()), ("chain", _sampled())):
+        for row in (dict(zip(columns, values, strict=True)) for values in rows):
+            test = f"tests/test_{file}.py::{row['proved_by']}"
+            table.append(row | {"proved_by": test, "holds": row["residual"] <= row["tolerance"]})
+    return table

@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import wrightomega
 
+from pmd.theory.lambert import wright_omega
 from pmd.theory.population import Array, Baseline, Update, discrete, divergences, population_update, positive, solve
 
 
@@ -80,7 +80,7 @@ def _polished(probs: Array, a: Array, log_w: Array, lam: Array) -> tuple[Array, 
     """λ ≥ 0 and s with the digits that the shift by log w took: Newton's method on E(e^s − 1) as a function of λ."""
     for last in (False, False, True):
         with np.errstate(divide="ignore"):
-            omega = wrightomega(a + np.log(lam)[:, None] - log_w)
+            omega = wright_omega(a + np.log(lam)[:, None] - log_w)
         s = np.where(probs > 0, a - omega, 0.0)
         excess = np.sum(probs * np.expm1(s), axis=-1)
         if not last:

@@ -272,7 +272,7 @@ def test_a_group_that_two_processes_share_has_one_baseline(tiny, tmp_path):
         for rank in ("0", "1")
     ]
     try:
-        assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+        assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()
