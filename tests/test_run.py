@@ -11,11 +11,13 @@ import time
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args
 
 from pmd.files import ROOT, read_json, read_jsonl, write_json, write_jsonl
 from pmd.model.loading import save_policy
+from pmd.problems import arithmetic
 from pmd.scale import launch, run, torchrun
 from pmd.scale.entry import read_scale, tags
 from pmd.trainer.loop import train
@@ -143,6 +145,24 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
     assert (tmp_path / "scale/a/last/model.safetensors").exists()
     with pytest.raises(ValueError, match="holds a run with seed = 1, not 2"):
         launch.launch(given(shared, tmp_path, nodes=2, ranks=8, seed=2), "a")
+
+
+def test_the_entry_to_paste_in_params_yaml_is_a_run(tmp_path):
+    text = (ROOT / "params.yaml").read_text().partition("\n# scale: # in place of the line above\n")[2]
+    lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    pasted = YAML(typ="safe").load("\n".join(["scale:", *lines]))["scale"]
+    assert set(pasted) == {"mine", "large"}
+    arithmetic.generate(tmp_path / "data")
+    own = pasted["mine"]
+    assert (ROOT / own["model"]).is_dir()
+    own |= {"problems": str(tmp_path / own["problems"]), "sets": {"val": str(tmp_path / own["sets"]["val"])}}
+    own["train"] |= {"steps": 1, "eval_prompts": 2, "eval_k": 1}
+    metrics = launch.launch(COMMITTED | {"preset": str(tmp_path), "scale": pasted}, "mine")
+    assert 0 < metrics["val_last"] <= 1
+    [row] = read_jsonl(tmp_path / "scale/mine/log.jsonl")
+    assert sum(row["successes"]) / 256 < row["reward"] < 1  # partial credit
+    entry, config = read_scale({"scale": pasted, "train": COMMITTED["train"], "methods": COMMITTED["methods"]}, "large")
+    assert (entry.ranks, config.device) == (8, "cuda")
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
