@@ -132,6 +132,11 @@ def test_no_file_is_too_long_and_code_dependencies_are_few():
     assert sum(dep.startswith("pmd/") for stage in STAGES.values() for dep in stage["deps"]) <= 56
 
 
+def test_a_run_of_ones_own_depends_on_the_rewards_and_nothing_else_does():
+    assert [name for name, stage in STAGES.items() if "rewards" in stage["deps"]] == ["scale"]
+    assert (ROOT / "rewards" / "marks.py").is_file()
+
+
 def test_the_paper_depends_on_no_scale_and_no_foreign_sets_and_its_pictures_retrain_nothing():
     code = {name: {dep for dep in stage["deps"] if dep.startswith("pmd/")} for name, stage in STAGES.items()}
     assert {name for name in code if "pmd/scale" in code[name]} == {"benchmark", "scale"}

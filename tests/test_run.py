@@ -1,4 +1,4 @@
-"""Runs by torchrun: the same bits, refusals in one line, a dead rank that ends the job, no process left behind."""
+"""Runs in one process and by torchrun: the same bits, refusals in one line, dead ranks, no process left behind."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import time
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args
 
 from pmd.files import ROOT, read_json, read_jsonl, write_json, write_jsonl
 from pmd.model.loading import save_policy
+from pmd.problems import arithmetic
 from pmd.scale import launch, run, torchrun
 from pmd.scale.entry import read_scale, tags
 from pmd.trainer.loop import train
@@ -63,18 +65,21 @@ def gone(processes, seconds=20):
 
 @pytest.fixture(scope="module")
 def launched(shared, tmp_path_factory):
-    """One rank by torchrun: (folder, metrics)."""
+    """One process, without torchrun: (folder, metrics)."""
     out = tmp_path_factory.mktemp("launched")
     return out, launch.launch(given(shared, out), "a")
 
 
-def test_one_rank_by_torchrun_writes_the_bits_of_the_trainer(shared, launched, tmp_path):
+def test_one_process_and_one_rank_by_torchrun_write_the_bits_of_the_trainer(shared, launched, tmp_path):
+    assert not list(launched[0].rglob("torchrun.log"))
     values = given(shared, tmp_path)
     entry, config = read_scale(values, "a")
+    launch._run(values, entry, config, tmp_path / "scale/a-work")
     train(config, shared / "model", [p | {"rule": "exact"} for p in PROBLEMS], {"val": PROBLEMS[:4]}, tmp_path / "b",
           progress=False, tags=tags(entry))  # fmt: skip
     for name in ("run.json", "log.jsonl", "eval.jsonl", "result.json", "last/model.safetensors"):
-        assert (launched[0] / "scale/a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+        for alike in (launched[0] / "scale/a", tmp_path / "scale/a-work"):
+            assert (alike / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert not (launched[0] / "scale/a-work").exists()
     assert not list(launched[0].rglob("checkpoint-*"))
 
@@ -90,6 +95,24 @@ def test_a_run_is_known_by_what_its_files_hold_and_not_by_where_they_lie(shared,
     write_jsonl(moved / "val.jsonl", PROBLEMS[:3])
     assert tags(here)["sets"] != tags(there)["sets"]
     assert tags(here)["problems"] == tags(there)["problems"]
+
+
+def test_a_reward_of_ones_own_is_a_part_of_the_run(shared, tmp_path):
+    """By two ranks; without any setting that has a default."""
+    values = given(shared, tmp_path, reward="tests.rewards:sevens", train={"steps": 2}, ranks=2)
+    metrics = launch.launch(values, "a")
+    log, evals = (read_jsonl(tmp_path / f"scale/a/{name}.jsonl") for name in ("log", "eval"))
+    assert any(row["reward"] * 32 > sum(row["successes"]) for row in log)  # more than full marks alone
+    assert metrics["val_last"] == evals[-1]["reward"]
+    alone = given(shared, tmp_path / "alone", reward="tests.rewards:sevens", train={"steps": 2})
+    del alone["scale"]["a"]["nodes"], alone["scale"]["a"]["ranks"]
+    launch.launch(alone, "a")
+    [first, *_] = read_jsonl(tmp_path / "alone/scale/a/log.jsonl")
+    assert (first["reward"], first["successes"]) == (log[0]["reward"], log[0]["successes"])
+    assert (
+        read_json(tmp_path / "scale/a/run.json")["reward"] == read_json(tmp_path / "alone/scale/a/run.json")["reward"]
+    )
+    assert tags(read_scale(values, "a")[0])["reward"].startswith("tests.rewards:sevens ")
 
 
 def test_metrics_are_what_the_logs_say(launched, shared):
@@ -124,6 +147,24 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
         launch.launch(given(shared, tmp_path, nodes=2, ranks=8, seed=2), "a")
 
 
+def test_the_entry_to_paste_in_params_yaml_is_a_run(tmp_path):
+    text = (ROOT / "params.yaml").read_text().partition("\n# scale: # in place of the line above\n")[2]
+    lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    pasted = YAML(typ="safe").load("\n".join(["scale:", *lines]))["scale"]
+    assert set(pasted) == {"mine", "large"}
+    arithmetic.generate(tmp_path / "data")
+    own = pasted["mine"]
+    assert (ROOT / own["model"]).is_dir()
+    own |= {"problems": str(tmp_path / own["problems"]), "sets": {"val": str(tmp_path / own["sets"]["val"])}}
+    own["train"] |= {"steps": 1, "eval_prompts": 2, "eval_k": 1}
+    metrics = launch.launch(COMMITTED | {"preset": str(tmp_path), "scale": pasted}, "mine")
+    assert 0 < metrics["val_last"] <= 1
+    [row] = read_jsonl(tmp_path / "scale/mine/log.jsonl")
+    assert sum(row["successes"]) / 256 < row["reward"] < 1  # partial credit
+    entry, config = read_scale({"scale": pasted, "train": COMMITTED["train"], "methods": COMMITTED["methods"]}, "large")
+    assert (entry.ranks, config.device) == (8, "cuda")
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +177,8 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
         ({"sets": {"val": "no/val.jsonl"}}, r".*no/val\.jsonl: no such problem set .*"),
         ({"sets": {}}, r"scale\.a\.sets: got \{\}, must be a mapping of names to files with val among them"),
         ({"model": "no/model"}, r"no/model: no such directory; a model of the hub is .*"),
+        ({"reward": "no_such:f"}, r"reward: got 'no_such:f', must be module:function, .* cannot be imported .*"),
+        ({"reward": "tests.rewards:nan"}, r"reward: tests\.rewards:nan returned the reward nan, must be a finite .*"),
         ({"max_prompt_tokens": 2}, r"scale\.a\.max_prompt_tokens: .*rl\.jsonl: no prompt fits in 2 tokens: .*"),
         (
             {"train": {"eval_max_tokens": 253}},
@@ -171,7 +214,7 @@ def test_the_launcher_refuses_missing_files_before_it_starts_anything(shared, tm
 
 def test_the_launcher_says_the_line_of_the_rank_that_refused(shared, tmp_path):
     with pytest.raises(RuntimeError) as refused:
-        launch.launch(given(shared, tmp_path, model="no/model"), "a")
+        launch.launch(given(shared, tmp_path, model="no/model", ranks=2), "a")
     line = str(refused.value)
     assert line.startswith("scale.a: rank 0: no/model: no such directory; a model of the hub is owner/name@revision")
     assert line.endswith(f"; log: {tmp_path / 'scale/a-work/torchrun.log'}")
@@ -237,7 +280,7 @@ def test_an_interrupted_launcher_leaves_no_process(tmp_path):
 
 
 def test_a_killed_launcher_leaves_no_process(shared, tmp_path, server):
-    values = given(shared, tmp_path / "out", train={"steps": 5000, "eval_every": 5000})
+    values = given(shared, tmp_path / "out", ranks=2, train={"steps": 5000, "eval_every": 5000})
     launcher = server.Process(target=launch.launch, args=(values, "a"))
     launcher.start()
     deadline = time.monotonic() + 60
@@ -246,7 +289,7 @@ def test_a_killed_launcher_leaves_no_process(shared, tmp_path, server):
         assert launcher.is_alive()
         time.sleep(0.2)
     alive = offspring()
-    assert len(alive) >= 3  # the launcher, torchrun, its rank
+    assert len(alive) >= 4  # the launcher, torchrun, its ranks
     launcher.kill()
     launcher.join()
     assert gone(alive)

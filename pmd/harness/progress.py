@@ -7,13 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pmd.harness.run_folder import complete_rows
-from pmd.sampling.accuracy import accuracy
+from pmd.sampling.accuracy import score
 
 
 def show(bar: tqdm, runs: list[tuple[Path, int]]) -> None:
     """Bring a bar over the steps of all these runs, each (folder, steps), up to date.
 
-    Beside it stand the mean reward and validation accuracy of the runs under way and their tokens/s together.
+    Beside it stand the mean reward and the validation score of the runs under way and their tokens/s together.
     """
     rows = [last_row(folder) for folder, _ in runs]
     running = [row for row, (_, steps) in zip(rows, runs, strict=True) if 0 < row["step"] < steps]
@@ -34,4 +34,4 @@ def last_row(folder: Path) -> dict:
         for last in complete_rows(folder / name)[-1:]:
             row |= {key: last[key] for key in keys}
     evaluations = [summary for summary in complete_rows(folder / "eval.jsonl") if summary["set"] == "val"]
-    return row | {"val": accuracy(evaluations[-1]) if evaluations else 0.0}
+    return row | {"val": score(evaluations[-1]) if evaluations else 0.0}

@@ -51,8 +51,13 @@ def model_digest(model: Path) -> str:
     return digest([fingerprint(*text, *hashed, code=False), sizes])
 
 
-def problems_digest(problems: list[dict]) -> str:
-    """MD5 of what training reads of its problems, in their order: id, prompt, ground truth and rule."""
+def problems_digest(problems: list[dict], whole: bool = False) -> str:
+    """MD5 of what training reads of its problems, in their order: id, prompt, ground truth and rule.
+
+    whole: a reward of your own reads every column.
+    """
+    if whole:
+        return digest(problems)
     return digest([[p["id"], p["prompt"], p["ground_truth"], p.get("rule", "exact")] for p in problems])
 
 

@@ -79,9 +79,9 @@ class Pool:
     ) -> None:
         """A pool of at most `workers` processes; nothing is started yet.
 
-        function: what to run, as "module:name"; prepare: run once in every new worker, before its limits begin, also as
-        "module:name", or "" for nothing; seconds: of CPU time for one task; wall: seconds of wall time for one task;
-        memory: bytes of address space of one worker.
+        function: what to run, as "module:name"; prepare: run once in every new worker, before its limits begin, as
+        "module:name" and its arguments with spaces between, or "" for nothing; seconds: of CPU time for one task; wall:
+        seconds of wall time for one task; memory: bytes of address space of one worker.
         """
         self.command = [sys.executable, "-m", "pmd.problems.limited_pool", function, prepare, str(seconds), str(memory)]
         self.size, self.seconds, self.wall = workers, seconds, wall
@@ -240,7 +240,8 @@ def serve(function: str, prepare: str, seconds: float, memory: int, pipe: Connec
 
     run = function_named(function)
     if prepare:
-        function_named(prepare)()
+        name, *arguments = prepare.split()
+        function_named(name)(*arguments)
     limit_memory(memory)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # parsers report every malformed answer there
     done = 0

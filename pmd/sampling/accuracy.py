@@ -2,7 +2,8 @@
 
 The counts of a problem set are its summary, a row of eval.jsonl: {"k": samples of each problem, "correct": [successes
 of each problem], "majority": [1 where the majority's answer is right, else 0], "length": [mean tokens], "truncated":
-share of all samples that did not end by themselves}.
+share of all samples that did not end by themselves}. Where a reward of your own judged, "reward", its mean, stands in
+place of "majority", and a sample with full marks, a reward of 1, counts as a success.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 def accuracy(summary: dict) -> float:
     """avg@k of a summary or of a row of eval.jsonl: the share of all samples that is right, in [0, 1]."""
     return float(np.mean(summary["correct"]) / summary["k"])
+
+
+def score(summary: dict) -> float:
+    """By what a policy is judged on a set: the mean reward where a reward of your own judged, else the accuracy."""
+    return summary["reward"] if "reward" in summary else accuracy(summary)
 
 
 def summarise(samples: pd.DataFrame, ids: Sequence[str]) -> dict:

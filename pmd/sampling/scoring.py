@@ -1,33 +1,42 @@
-"""Sample k responses to each problem, and judge them by the problem's rule.
+"""Sample k responses to each problem, and judge them by the problem's rule or by a reward of your own.
 
 The rows, saved as parquet, are enough to compute every metric again without the model.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 import pandas as pd
 
 from pmd.model.distributed import spread
+from pmd.problems.limited_pool import Killed
 from pmd.problems.prompts import encode
+from pmd.problems.reward import Reward, rewards, shown
 from pmd.problems.verifier import equivalent, verify
 from pmd.sampling import accuracy
 from pmd.sampling.engine import Engine, Responses, Sampling
+
+log = logging.getLogger(__name__)
 
 VERDICT = ["answer", "correct", "reward", "killed"]
 COLUMNS = ["prompt_id", "sample", "prompt", "response", *VERDICT, "tokens", "truncated", "seed"]
 """The columns of a frame with one row a response.
 
 killed: its verification hit a limit, and it counts as wrong. truncated: it did not end by itself. tokens and seed are
-null where another program sampled it.
+null where another program sampled it, answer where a reward of your own judged it.
 """
 
 
-def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: Sampling, seed: int) -> pd.DataFrame:
+def respond(
+    engine: Engine, tokenizer, problems: list[dict], k: int, sampling: Sampling, seed: int, reward: Reward | None = None
+) -> pd.DataFrame:
     """k responses to each problem, sampled and scored: a frame with COLUMNS, a row a response, in order.
 
-    In a torchrun job every rank samples and scores its share of the problems, and all return the same frame.
+    reward: of pmd.problems.reward.read_reward; None: the verifier scores. In a torchrun job every rank samples and
+    scores its share of the problems, and all return the same frame.
     """
 
     def work(share: list[dict], first: int) -> list[list[list[int]]]:
@@ -35,7 +44,7 @@ def respond(engine: Engine, tokenizer, problems: list[dict], k: int, sampling: S
 
     responses = spread(work, problems, getattr(engine, "ranks_per_engine", 1))
     ends = ends_of(engine, tokenizer)
-    rows = spread(lambda share, first: score(share, responses[first : first + len(share)], tokenizer, ends), problems)
+    rows = spread(lambda part, at: score(part, responses[at : at + len(part)], tokenizer, ends, reward), problems)
     return pd.DataFrame(rows).assign(seed=seed)[COLUMNS]
 
 
@@ -44,7 +53,13 @@ def ends_of(engine: Engine, tokenizer) -> Collection[int]:
     return getattr(engine, "ends", None) or {tokenizer.eos_token_id}
 
 
-def score(problems: list[dict], responses: Responses, tokenizer, ends: Collection[int] | None = None) -> list[dict]:
+def score(
+    problems: list[dict],
+    responses: Responses,
+    tokenizer,
+    ends: Collection[int] | None = None,
+    reward: Reward | None = None,
+) -> list[dict]:
     """Every response [problem][sample] as text, with its verdict; a flat list in order, verified in one batch.
 
     ends: the tokens that end a response, None for the tokenizer's own; the text is what stands before.
@@ -62,13 +77,15 @@ def score(problems: list[dict], responses: Responses, tokenizer, ends: Collectio
         for problem, group in zip(problems, responses, strict=True)
         for i, response in enumerate(group)
     ]
-    return [row | verdict for row, verdict in zip(rows, verdicts(rows, problems), strict=True)]
+    return [row | verdict for row, verdict in zip(rows, verdicts(rows, problems, reward), strict=True)]
 
 
-def verdicts(rows: list[dict], problems: Iterable[dict]) -> list[dict]:
-    """VERDICT of each row (prompt_id, response, truncated) by its problem's rule, all in one batch."""
+def verdicts(rows: list[dict], problems: Iterable[dict], reward: Reward | None = None) -> list[dict]:
+    """VERDICT of each row (prompt_id, response, truncated) by its problem's rule or by a reward, all in one batch."""
     known = {problem["id"]: problem for problem in problems}
     asked = [known[row["prompt_id"]] for row in rows]
+    if reward is not None:
+        return rewarded(rows, asked, reward)
     found = verify(
         [problem.get("rule", "exact") for problem in asked],
         [row["response"] for row in rows],
@@ -78,10 +95,34 @@ def verdicts(rows: list[dict], problems: Iterable[dict]) -> list[dict]:
     return [{name: getattr(verdict, name) for name in VERDICT} for verdict in found]
 
 
-def summarise_by_rule(samples: pd.DataFrame, problems: Iterable[dict]) -> dict:
-    """`accuracy.summarise` of `respond`'s rows, where answers that a problem's rule calls equal vote together."""
+def rewarded(rows: list[dict], asked: list[dict], reward: Reward) -> list[dict]:
+    """VERDICT of each row, an answer to the problem beside it in `asked`, by a reward of your own.
+
+    A response whose reward exceeded a limit gets the lowest reward among the others, and never more than 0.
+    """
+    found = rewards(reward, [shown(p, one["response"], one["truncated"]) for p, one in zip(asked, rows, strict=True)])
+    least = min([0.0, *(value for value in found if not isinstance(value, Killed))])
+    judged = []
+    for one, value in zip(rows, found, strict=True):
+        killed = isinstance(value, Killed)
+        if killed:
+            log.warning("killed after %s, gets the reward %g: %.80r", value.reason, least, one["response"])
+        got = least if killed else value
+        judged.append({"answer": None, "correct": math.isclose(got, 1, rel_tol=1e-7), "reward": got, "killed": killed})
+    return judged
+
+
+def summarise_by_rule(samples: pd.DataFrame, problems: Iterable[dict], reward: Reward | None = None) -> dict:
+    """`accuracy.summarise` of `respond`'s rows, where answers that a problem's rule calls equal vote together.
+
+    With a reward there is no answer to vote on: in the majority's place stands the mean reward.
+    """
     problems = list(problems)
     ids, rules = [problem["id"] for problem in problems], [problem.get("rule", "exact") for problem in problems]
+    if reward is not None:
+        summary = accuracy.summarise(samples, ids)
+        del summary["majority"]
+        return summary | {"reward": float(samples["reward"].mean())}
     if set(rules) != {"exact"}:
         samples = accuracy.in_order(samples, ids)
         merged = merge(accuracy.answers_of(samples, ids), rules)

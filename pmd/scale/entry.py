@@ -1,4 +1,4 @@
-"""An entry of `scale:` in params.yaml: one run of any size, where its files lie and what makes it that run.
+"""An entry of `scale:` in params.yaml: one run of your own, where its files lie and what makes it that run.
 
 The launcher, the notebook and every rank read the entry through this module. Importing it does not load torch.
 """
@@ -15,10 +15,14 @@ from pmd.harness.config import Train, train_config
 from pmd.harness.run_folder import model_digest
 from pmd.params import FileName, Settings, listed, mapping, read_entry, require
 from pmd.problems.reader import read_problems
+from pmd.problems.reward import read_reward, try_out
 
 
 class Scale(Settings):
-    """A run of any size, by torchrun: an entry of `scale:`, named by its key."""
+    """A run of your own, of any size: an entry of `scale:`, named by its key.
+
+    One process on a CPU is the default; with more ranks, or on CUDA, torchrun starts them.
+    """
 
     name: FileName
     model: str  # a Hugging Face model directory (relative to the repository or absolute) or owner/name@revision
@@ -27,9 +31,11 @@ class Scale(Settings):
     max_prompt_tokens: int = Field(ge=1)  # longer prompts are left out, and counted
     method: str
     seed: int
-    nodes: int = Field(ge=1)  # machines
-    ranks: int = Field(ge=1)  # processes of each machine: one a GPU; on a CPU they share the cores
-    train: dict[str, Any]  # what differs from the namespace `train`
+    reward: str | None = None  # module:function in place of the verifier (pmd/problems/reward.py)
+    trusted: bool = False  # the reward runs in the trainer's process, without limits
+    nodes: int = Field(ge=1, default=1)  # machines
+    ranks: int = Field(ge=1, default=1)  # processes of each machine: one a GPU; on a CPU they share the cores
+    train: dict[str, Any] = Field(default={})  # what differs from the namespace `train`
 
     @model_validator(mode="after")
     def _fits_together(self) -> Scale:
@@ -60,9 +66,14 @@ def work_folder(out: Path) -> Path:
 
 
 def read_sets(entry: Scale) -> tuple[list[dict], dict[str, list[dict]]]:
-    """The problems to train on and, by name, those to evaluate on; raises as `read_problems` does."""
+    """The problems to train on and, by name, those to evaluate on.
+
+    Raises as `read_problems` does, and as `try_out` if the entry's reward cannot judge them.
+    """
     sets = {name: read_problems(ROOT / path) for name, path in entry.sets.items()}
-    return read_problems(ROOT / entry.problems), sets
+    problems = read_problems(ROOT / entry.problems)
+    try_out(read_reward(entry.reward, entry.trusted), problems, *sets.values())
+    return problems, sets
 
 
 def model_path(entry: Scale) -> str:
@@ -75,12 +86,13 @@ def tags(entry: Scale) -> dict[str, Any]:
 
     Where they lie does not count. A model of the hub is known by its name and commit. The numbers of nodes and ranks do
     not count either, because they may change from one launch to the next; nor does the code, because a run of days
-    should outlive the correction of a comment.
+    should outlive the correction of a comment. A reward's code does: it is what the run learns.
     """
-    model = ROOT / entry.model
+    model, reward = ROOT / entry.model, read_reward(entry.reward, entry.trusted)
     return {
         "model": model_digest(model) if model.exists() else entry.model,
         "problems": fingerprint(ROOT / entry.problems, code=False),
         "sets": {name: fingerprint(ROOT / path, code=False) for name, path in entry.sets.items()},
         "max_prompt_tokens": entry.max_prompt_tokens,
+        "reward": reward and reward.identity,
     }

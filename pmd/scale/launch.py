@@ -1,6 +1,7 @@
-"""Start a run of any size on this machine by torchrun, follow it, and report what it did: notebooks/7-scale.ipynb.
+"""Start a run of any size on this machine, follow it, and report what it did: notebooks/7-scale.ipynb.
 
-The launcher itself loads no torch: the ranks that it starts (pmd/scale/run.py) do.
+A single process on a CPU is this one. Anything else is started by torchrun; the launcher itself then loads no torch,
+the ranks (pmd/scale/run.py) do.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pmd.harness.progress import last_row, show
 from pmd.harness.run_folder import ADJUSTABLE, difference
 from pmd.scale import torchrun
 from pmd.scale.entry import Scale, folder, read_scale, read_sets, tags, work_folder
+from pmd.scale.run import train_entry
 
 
 def launch(values: dict[str, Any], name: str) -> dict:
-    """Train one entry by torchrun on this machine, following its progress; returns its metrics (see `run_metrics`).
+    """Train one entry on this machine, following its progress; returns its metrics (see `run_metrics`).
 
     values: the namespaces preset, scale, train and methods. The finished run is moved to runs/<preset>/scale/NAME, its
     checkpoints left out, and the metrics are written to results/<preset>/scale/NAME/metrics.json. An entry of several
@@ -30,7 +32,9 @@ def launch(values: dict[str, Any], name: str) -> dict:
     entry, config = read_scale(values, name)
     read_sets(entry)
     out = folder(values, name)
-    if entry.nodes == 1:
+    if entry.nodes == entry.ranks == 1 and not config.device.startswith("cuda"):
+        train_entry(values, name)
+    elif entry.nodes == 1:
         _run(values, entry, config, work_folder(out))
     else:
         _trained_elsewhere(entry, config, out)

@@ -48,7 +48,8 @@ def train_entry(values: dict[str, Any], name: str, progress: bool = True) -> dic
         write_json(out / "job.json", {"nodes": ranks // local, "ranks": local, "problem_sets": counts})
     evaluation = {part: rows[: config.eval_prompts] for part, rows in sets.items()}
     engine = engine_for(config)
-    return train(config, model_path(entry), problems, evaluation, out, engine, progress=progress, tags=tags(entry))
+    own = {"tags": tags(entry), "reward": entry.reward, "trusted": entry.trusted}
+    return train(config, model_path(entry), problems, evaluation, out, engine, progress=progress, **own)
 
 
 def _drop_long_prompts(entry: Scale, config: Train, architecture: Any, problems: list, sets: dict) -> dict[str, dict]:

@@ -30,15 +30,15 @@ from pmd.files import read_json, write_json
 from pmd.harness import run_folder
 from pmd.harness.clock import Clock, timing
 from pmd.harness.config import Train, identity
+from pmd.harness.evaluation import evaluate
 from pmd.harness.policy import Policy, make_policy
 from pmd.harness.problem_sets import usable
 from pmd.model import checkpoint, distributed
 from pmd.model.loading import directory, save_policy
 from pmd.model.threads import use_threads
-from pmd.sampling.accuracy import accuracy
-from pmd.sampling.engine import MakeEngine, Sampling
-from pmd.sampling.scoring import respond, summarise_by_rule
-from pmd.sampling.seeds import derive
+from pmd.problems.reward import RewardFunction, read_reward, try_out
+from pmd.sampling.accuracy import score
+from pmd.sampling.engine import MakeEngine
 from pmd.trainer.measurements import of_engine
 from pmd.trainer.rollouts import Rollouts
 from pmd.trainer.staleness import batch_of_step, from_tensors, to_tensors
@@ -54,29 +54,35 @@ def train(
     engine: MakeEngine | None = None,
     progress: bool = True,
     tags: dict | None = None,
+    reward: str | RewardFunction | None = None,
+    trusted: bool = False,
 ) -> dict:
     """Train the policy in model folder `base` on `problems`, evaluate it on `sets`, write everything to `out`.
 
     config: of pmd.harness.config.train_config. problems, sets: of pmd's read_problems, without those that do not fit
     into the model's context (pmd/harness/problem_sets.py); `sets` has "val", whose best policy is kept. engine: makes
     what samples; None: TorchEngine. In a torchrun job every rank calls this alike, and rank 0 writes. tags: what else
-    identifies the run, for run.json.
+    identifies the run, for run.json. reward: a function of your own, or its name module:function, in the verifier's
+    place; a trusted one runs in this process (pmd/problems/reward.py).
 
-    Returns result.json's content: last_step, best_step, val_last and val_best (accuracies in [0, 1]). A run that
-    stopped goes on from its last checkpoint and ends with the bits it would have had, on as many ranks, also with other
-    settings of run_folder.ADJUSTABLE and with more steps. ValueError in one line before any work if problems are
-    missing, `out` holds another run (by settings, tags, problems or model) or ranks differ; FloatingPointError at a
-    loss that is not finite.
+    Returns result.json's content: last_step, best_step, val_last and val_best: accuracies in [0, 1], with a reward of
+    your own its means. A run that stopped goes on from its last checkpoint and ends with the bits it would have had, on
+    as many ranks, also with other settings of run_folder.ADJUSTABLE and with more steps. ValueError in one line before
+    any work if problems are missing, the reward cannot be called, `out` holds another run (by settings, tags, problems,
+    model or reward) or ranks differ; FloatingPointError at a loss that is not finite.
     """
     out, device = Path(out), distributed.start(config.device)
     problems, sets = usable(config, base, problems, sets)
-    content = {"model_md5": run_folder.model_digest(directory(base))}
-    wanted = identity(config, content | {"problems_md5": run_folder.problems_digest(problems)} | (tags or {}))
+    own = read_reward(reward, trusted)
+    try_out(own, problems, *sets.values())
+    content = {"model_md5": run_folder.model_digest(directory(base)), "reward": own and own.identity}
+    content["problems_md5"] = run_folder.problems_digest(problems, whole=own is not None)
+    wanted = identity(config, content | (tags or {}))
     distributed.agree("ranks", wanted | {"torch": torch.__version__})
     if run_folder.finished(out, wanted):
         return read_json(out / "result.json")
     use_threads(config.threads)
-    policy, main = make_policy(config, base, device, engine), distributed.world()[0] == 0
+    policy, main = make_policy(config, base, device, engine, own), distributed.world()[0] == 0
     state, waiting = _start(out, wanted, policy)
     hidden, name = not (progress and main), f"{config.method}/{config.seed}"
     bar = tqdm(total=config.steps, initial=max(0, state["step"]), disable=hidden, desc=name)
@@ -96,10 +102,10 @@ def train(
             write("log.jsonl", {"step": step, **row, "tokens": state["tokens"], "rollouts": state["rollouts"]})
         if step % config.eval_every == 0 or step == config.steps:
             with clock.phase("eval"):
-                for evaluation in _evaluate(config, step, policy, sets):
+                for evaluation in evaluate(config, step, policy, sets):
                     write("eval.jsonl", evaluation)
                     if evaluation["set"] == "val":
-                        _keep_best(out, step, policy, accuracy(evaluation), state)
+                        _keep_best(out, step, policy, score(evaluation), state)
         if step > 0:
             seconds = timing(clock, step, row, state["wall_s"])
             state["wall_s"] = seconds["wall_s"]
@@ -132,27 +138,16 @@ def _start(out: Path, wanted: dict, policy: Policy) -> tuple[dict, dict[int, Rol
     if found is None:
         if main:
             run_folder.begin(out, wanted)
-        return {"step": -1, "tokens": 0, "rollouts": 0, "wall_s": 0.0, "val": 0.0, "best": -1.0, "best_step": 0}, {}
+        return {"step": -1, "tokens": 0, "rollouts": 0, "wall_s": 0.0, "val": 0.0, "best": None, "best_step": 0}, {}
     state, kept = checkpoint.load(found, policy.model, policy.optimizer)
     if main:
         run_folder.go_on(out, wanted, state["step"])
     return state, {later: from_tensors(tensors) for later, tensors in kept.items()}
 
 
-def _evaluate(config: Train, step: int, policy: Policy, sets: dict[str, list[dict]]) -> list[dict]:
-    """A row of eval.jsonl for each set: the counts of eval_k samples of each problem (pmd/sampling/accuracy.py)."""
-    sampling = Sampling(config.eval_max_tokens, 1.0, config.eval_top_p)
-    rows = []
-    for name, problems in sets.items():
-        seed = derive(config.seed, step, f"eval/{name}")
-        samples = respond(policy.engine, policy.tokenizer, problems, config.eval_k, sampling, seed)
-        rows.append({"step": step, "set": name, **summarise_by_rule(samples, problems)})
-    return rows
-
-
 def _keep_best(out: Path, step: int, policy: Policy, val: float, state: dict) -> None:
-    """Note a validation accuracy; the policy with the best one so far stays in `best/`."""
+    """Note a validation score; the policy with the best one so far stays in `best/`."""
     state["val"] = val
-    if val > state["best"]:
+    if state["best"] is None or val > state["best"]:
         state.update(best=val, best_step=step)
         save_policy(policy.model, policy.tokenizer, out / "best")

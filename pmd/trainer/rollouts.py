@@ -14,6 +14,7 @@ from pmd.harness.config import Train
 from pmd.harness.policy import Policy
 from pmd.model.distributed import spread
 from pmd.problems.prompts import encode
+from pmd.problems.reward import Reward
 from pmd.sampling.engine import Sampling
 from pmd.sampling.scoring import ends_of, score
 from pmd.sampling.seeds import derive, prompt_order
@@ -66,7 +67,8 @@ def sample(config: Train, step: int, policy: Policy, problems: list[dict], clock
         responses, sampled = map(list, zip(*found, strict=True)) if scored else (found, None)
     with clock.phase("reward"):
         ends = ends_of(policy.engine, policy.tokenizer)
-        return replace(judge(chosen, prompts, responses, policy.tokenizer, ends), sampled=sampled)
+        judged = judge(chosen, prompts, responses, policy.tokenizer, ends, policy.reward)
+        return replace(judged, sampled=sampled)
 
 
 def judge(
@@ -75,8 +77,9 @@ def judge(
     responses: list[list[list[int]]],
     tokenizer: PreTrainedTokenizerBase,
     ends: Collection[int],
+    reward: Reward | None = None,
 ) -> Rollouts:
-    """Verify every response by its problem's rule; each rank verifies its share in one batch."""
-    scores = spread(lambda share, at: score(share, responses[at : at + len(share)], tokenizer, ends), problems)
+    """Verify every response by its problem's rule, or by a reward; each rank verifies its share in one batch."""
+    scores = spread(lambda part, at: score(part, responses[at : at + len(part)], tokenizer, ends, reward), problems)
     rewards = torch.tensor([s["reward"] for s in scores]).reshape(len(problems), -1)
     return Rollouts(prompts, responses, rewards, sum(s["truncated"] for s in scores) / len(scores))
