@@ -85,7 +85,11 @@ def test_every_control_has_a_label_and_the_page_loads_nothing_but_its_two_script
     text = (PAGE / "explorer.html").read_text()
     inputs = re.findall(r'<input id="(\w+)" type="range"', text)
     assert inputs == ["tau", "p", "n"] == re.findall(r'<label for="(\w+)"', text)
-    assert re.findall(r'(?:src|href)="([^"]+)"', text) == ["theory.js", "explorer.js"]
+    assert re.findall(r'(?:src|href)="([^"]+)"', text) == [
+        "https://arxiv.org/abs/2602.05933",
+        "theory.js",
+        "explorer.js",
+    ]
     assert "url(" not in text
     assert 'name="viewport"' in text
     assert "color-scheme:light dark" in text

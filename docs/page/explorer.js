@@ -1,7 +1,7 @@
 // One picture with three panels over the success rate p, drawn again whenever a slider moves.
 (() => {
   const root = document.getElementById("explorer"), svg = root.querySelector("svg"), slider = (id) => root.querySelector("#" + id);
-  const short = (x) => (x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e4) ? x.toExponential(2) : String(+x.toPrecision(3)));
+  const short = (x) => (x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e4) ? x.toExponential(2) : String(+x.toPrecision(4)));
   const sigmoid = (x) => 1 / (1 + Math.exp(-x));
   const logits = Array.from({ length: 185 }, (_, i) => -9.2 + i / 10);
   const [left, right, height] = [44, 352, 120];
@@ -16,7 +16,7 @@
 
   // A panel: its title, its legend, its lines [class, name, values over `logits`, value at p] and the limits of y.
   function panel(number, title, lines, low, high, at) {
-    const top = 52 + number * 178, y = (value) => top + height * (1 - (value - low) / (high - low));
+    const top = 52 + number * 192, y = (value) => top + height * (1 - (value - low) / (high - low));
     const inside = (value) => value >= low && value <= high;
     let out = `<clipPath id="panel${number}"><rect x="${left}" y="${top}" width="${right - left}" height="${height}"/></clipPath>`;
     out += `<text x="0" y="${top - 34}" font-weight="600">${title}</text>`;
@@ -44,21 +44,22 @@
     const [mean, kl, risk] = [pmd.mean(p, tau), pmd.partition(p, tau), pmd.negative(p, tau, n)];
     const line = (kind, name, rows, key, here) => [kind, name, rows.map((row) => row[key]), here[key]];
     const top = Math.max(...kls.map((row) => row.s1)), most = Math.max(...means.map((row) => row.lam));
+    const low = -Math.min(1.05 / tau, 2.5 * top), below = (here) => (here.s0 < low ? ", far below" : "");
     svg.innerHTML =
       panel(0, "log ρ, by how much one update changes a response", [
-        line("mean", "PMD-mean, right", means, "s1", mean), line("mean wrong", "PMD-mean, wrong", means, "s0", mean),
-        line("kl", "KL-PMD, right", kls, "s1", kl), line("kl wrong", "KL-PMD, wrong", kls, "s0", kl),
-      ], -Math.min(1.05 / tau, 1.5 * top), 1.05 * top, at) +
+        line("mean", "PMD-mean, right", means, "s1", mean), line("mean wrong", "PMD-mean, wrong" + below(mean), means, "s0", mean),
+        line("kl", "KL-PMD, right", kls, "s1", kl), line("kl wrong", "KL-PMD, wrong" + below(kl), kls, "s0", kl),
+      ], low, 1.05 * top, at) +
       panel(1, "λ, weight of the χ² term that PMD-mean adds", [
         line("mean", "PMD-mean", means, "lam", mean), line("kl", "KL-PMD: 0", kls, "lam", kl),
       ], 0, 1.05 * most, at) +
       panel(2, `P(λ < 0) when the baseline comes from n = ${n} rollouts`, [
         line("mean", "PMD-mean", odds, "mean", risk), line("kl", "PMD-part", odds, "partition", risk),
       ], 0, 1, at) +
-      `<text x="${(left + right) / 2}" y="556" text-anchor="middle">p, the success rate before the update</text>`;
+      `<text x="${(left + right) / 2}" y="588" text-anchor="middle">p, the success rate before the update</text>`;
     const rows = [
       ["λ", mean.lam, kl.lam], ["ρ right", Math.exp(mean.s1), Math.exp(kl.s1)], ["ρ wrong", Math.exp(mean.s0), Math.exp(kl.s0)],
-      ["p afterwards", mean.pNext, kl.pNext], [`P(λ < 0), n = ${n}*`, risk.mean, risk.partition],
+      ["p afterwards", mean.pNext, kl.pNext], [`P(λ < 0), PMD-mean and PMD-part, n = ${n}`, risk.mean, risk.partition],
     ];
     root.querySelector("tbody").innerHTML = rows
       .map(([name, ...values]) => `<tr><th scope="row">${name}</th>${values.map((v) => `<td data-value="${v}">${short(v)}</td>`).join("")}</tr>`)

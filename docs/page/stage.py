@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import pmd  # noqa: E402
+
 PAGE = Path("docs/page")
 REPORT = Path("results/default/report.md")
 
@@ -60,9 +63,10 @@ def gather(root: Path, source: Path) -> None:
     docs = sorted(path.relative_to(root) for path in (root / "docs").glob("*.md"))
     notebooks = sorted(path.relative_to(root) for path in (root / "notebooks").glob("*.ipynb"))
     figures = [path.relative_to(root) for path in (root / REPORT).parent.glob("**/*.svg")]
-    own = [PAGE / "playground.md", PAGE / "api.md"]
-    for path in [Path("README.md"), *docs, *figures, *own]:
+    for path in [Path("README.md"), *docs, *figures, PAGE / "playground.md"]:
         copy(root / path, source / path)
+    api = (root / PAGE / "api.md").read_text(encoding="utf-8")
+    write(source / PAGE / "api.md", api.replace("<!-- the names of pmd.__all__ -->", public_names()))
     stages = executed_as((root / "dvc.yaml").read_text(encoding="utf-8"))
     for path in notebooks:
         copy(newest(root, stages.get(path.as_posix())) or root / path, source / path)
@@ -85,6 +89,15 @@ def write(path: Path, text: str) -> None:
 def copy(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, to)
+
+
+def public_names() -> str:
+    """Directives for the names that pmd offers, by module; those of the theory have a section of their own."""
+    by_module: dict[str, list[str]] = {}
+    for name, module in pmd._MODULES.items():
+        if not module.startswith("pmd.theory."):
+            by_module.setdefault(module, []).append("load" if name == "load_params" else name)
+    return "\n".join(f".. automodule:: {module}\n   :members: {', '.join(by_module[module])}\n" for module in by_module)
 
 
 def executed_as(pipeline: str) -> dict[str, str]:

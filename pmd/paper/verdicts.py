@@ -16,7 +16,7 @@ def read(path: Path) -> dict[str, str]:
     ValueError in one line for a file that is not there or is no table of claims.
     """
     path = path / "tables" / "T1.csv" if path.is_dir() else path
-    require(path.is_file(), "T1.csv", path, "a table of claims that a run made, or its folder results/<preset>")
+    require(path.is_file(), "T1.csv", str(path), "a table of claims that a run made, or its folder results/<preset>")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = rows[0].keys() if rows else set()
