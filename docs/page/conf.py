@@ -38,6 +38,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 
+viewcode_follow_imported_members = False  # names are listed under the modules that define them
 autodoc_member_order = "bysource"
 autodoc_default_options = {"no-value": True}
 autodoc_mock_imports = ["huggingface_hub", "safetensors", "tokenizers", "torch", "tqdm", "transformers"]
