@@ -39,6 +39,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 
 viewcode_follow_imported_members = False  # names are listed under the modules that define them
+highlight_language = "none"  # of what is indented in a docstring
 autodoc_member_order = "bysource"
 autodoc_default_options = {"no-value": True}
 autodoc_mock_imports = ["huggingface_hub", "safetensors", "tokenizers", "torch", "tqdm", "transformers"]
