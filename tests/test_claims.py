@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pmd.paper import claims, frames
@@ -74,6 +76,7 @@ def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
     fast = table(tmp_path / "1", speed=lambda variant, k: 5.0 if variant == "pmd-mean" and k > 1 else 10.0)
     assert fast.verdict[["c1", "c2"]].tolist() == [SUPPORTED, SUPPORTED]
     assert fast.effect["c1"].estimate == pytest.approx(0.5, rel=0.1)
+    assert re.search(r"; of generated tokens (0\.9\d|1\.0\d) times as many$", fast.reason["c1"])
     slow = table(tmp_path / "2", speed=lambda variant, k: 20.0 if variant == "pmd-mean" and k > 1 else 10.0)
     assert slow.verdict["c2"] == CONTRADICTED
     short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
@@ -151,9 +154,9 @@ def test_two_presets_side_by_side_name_what_disagrees(tmp_path):
 def test_the_finding_is_made_of_the_verdicts(tmp_path):
     found = table(tmp_path, better("grpo", 0.05, lambda k, rate: k == 40)).reset_index()
     text = claims.finding(found)
-    opposite = text[text.index("The opposite was found of: ") :].split(". ")[0]
+    opposite = text[text.index("**The opposite was found of:** ") :].split("\n")[0]
     assert "PMD-mean ends more accurate than GRPO, each at its best learning rate, at large staleness (a3)" in opposite
-    assert "Not testable here: g." in text
+    assert "**Not testable here:** the gains hold for language models of 4B to 30B parameters (g)." in text
 
 
 def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
@@ -161,9 +164,9 @@ def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
     found = table(tmp_path, better("pmd-mean", 0.03), bases=(1, 2, 3), noise=0.002).reset_index()
     found.loc[found.row == "a1", "cautious"] = UNDECIDED
     text = claims.finding(found)
-    weak = text[text.index("Supported at this size, but too few base models to rely on it: ") :].split(". ")[0]
-    assert weak.endswith("at small staleness (a1)")
-    assert "(a3)" in text[: text.index("Supported at this size, but")]
+    weak = text[text.index("**Supported at this size, but too few base models to rely on it:** ") :].split("\n")[0]
+    assert weak.endswith("at small staleness (a1).")
+    assert "(a3)" in text[: text.index("**Supported at this size, but")]
 
 
 def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():
@@ -180,7 +183,7 @@ def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():
 def test_where_study_and_default_disagree_the_finding_says_it(tmp_path):
     one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
     other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
-    assert "disagree on a1, a3" in claims.finding(claims.beside(default=other, study=one))
+    assert "disagree** on a1, a3" in claims.finding(claims.beside(default=other, study=one))
 
 
 def test_evidence_of_another_schema_is_refused_in_one_line(tmp_path):
@@ -201,3 +204,16 @@ def test_counts_of_more_than_a_byte_are_summed_as_numbers(tmp_path):
     found = frames.load(tmp_path)
     assert frames.final(found).accuracy.tolist() == [1.0] * len(frames.final(found))
     assert frames.scores(frames.final(found))[1].mean() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [(0.1, SUPPORTED), (0.2, UNDECIDED), (0.5, CONTRADICTED)],
+)
+def test_a_claim_of_equality_is_decided_by_the_p_value_that_holm_corrects(effect, expected):
+    """Margin 0.15, error 0.02, 9 degrees of freedom; 0.2 lies 2.5 errors beyond: p is 0.034 alone, 0.07 of two rows."""
+    claim, answer = Claim("x", "", "", "", 0.15, 0, lambda _: None), Answer(Effect(effect, 0.02, 9.0), "", 10, 20)
+    twin = Answer(Effect(effect, 0.02, 9.0), "", 10, 20)
+    (p, judged), _ = claims._judged((claim, claim), [answer, twin])
+    assert judged == expected
+    assert (p < 0.05) == (expected != UNDECIDED)

@@ -1,4 +1,8 @@
-"""The words of the page: the idea, and what each picture shows, which stands in its place for who cannot see it."""
+"""The words of the page: the idea, what each picture draws, and what it shows, which is computed."""
+
+from __future__ import annotations
+
+import pandas as pd
 
 IDEA = (
     "Policy mirror descent improves a language model by regressing the log-ratio of its new and its old policy on"
@@ -34,3 +38,20 @@ CAPTIONS = {
     "F7": "Practice. −mean(s) after each step of training against the λ of the solved update, a panel for each K. On "
     "the line, one pass over the batch would reach the solution.",
 }
+
+SHOWN = {
+    "law": ("e1", "e2"),
+    "finite": ("d1", "d2"),
+    "F8": ("b1", "b2", "b3", "b4"),
+    "F5": ("a1", "a2", "a3", "a4"),
+    "F6": ("c1", "c2"),
+}
+"""The rows of the claims table that a picture shows."""
+
+
+def caption(name: str, rows: pd.DataFrame | None = None) -> str:
+    """What the picture `name` draws and, where `rows` (of `claims.table`) judge it, what is seen in it."""
+    if rows is None or name not in SHOWN:
+        return CAPTIONS[name]
+    found = rows[rows["row"].isin(SHOWN[name])]
+    return f"{CAPTIONS[name]} Found: {'. '.join(f'({row.row}) {row.reason}' for row in found.itertuples())}."

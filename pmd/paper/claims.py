@@ -14,7 +14,7 @@ import pandas as pd
 
 from pmd.evaluators.intervals import Interval
 from pmd.paper import questions
-from pmd.paper.effects import holm
+from pmd.paper.effects import Effect, holm
 from pmd.paper.frames import Evidence
 from pmd.paper.questions import Answer
 from pmd.paper.style import label_of
@@ -151,12 +151,22 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
 
 def _judged(claims: tuple[Claim, ...], answers: list[Answer]) -> list[tuple[float, str]]:
     """(p corrected by Holm over all rows that ask for one, verdict) of each row."""
-    asked = [
-        np.nan if not answer.effect else answer.effect.p_within(claim.margin) if claim.sense == 0
-        else answer.effect.p_value()
-        for claim, answer in zip(claims, answers, strict=True)
-    ]  # fmt: skip
+    asked = [_asked(claim, answer.effect) for claim, answer in zip(claims, answers, strict=True)]
     return [(p, verdict(claim, a, p)) for claim, a, p in zip(claims, answers, holm(asked), strict=True)]
+
+
+def _asked(claim: Claim, effect: Effect | None) -> float:
+    """The p-value of the one decision that the estimate points to; NaN without an effect.
+
+    A claim that an effect is within its margin is rejected by an effect that is significantly beyond it.
+    """
+    if not effect:
+        return np.nan
+    if claim.sense:
+        return effect.p_value()
+    if abs(effect.estimate) <= claim.margin:
+        return effect.p_within(claim.margin)
+    return effect.p_value(float(np.sign(effect.estimate)) * claim.margin)
 
 
 def verdict(claim: Claim, answer: Answer, p: float) -> str:
@@ -166,11 +176,8 @@ def verdict(claim: Claim, answer: Answer, p: float) -> str:
     if not effect:
         return NOT_TESTABLE
     if claim.sense == 0:
-        if p < LEVEL:
-            return SUPPORTED
-        beyond = effect.estimate - np.sign(effect.estimate) * claim.margin
-        far = abs(effect.estimate) > claim.margin and effect._replace(estimate=beyond).p_value() < LEVEL
-        return CONTRADICTED if far else UNDECIDED
+        decided = SUPPORTED if abs(effect.estimate) <= claim.margin else CONTRADICTED
+        return decided if p < LEVEL else UNDECIDED
     if answer.only is None and effect.p_within(claim.margin) < LEVEL:
         return EQUIVALENT
     side = "above" if effect.estimate > 0 else "below"
@@ -191,7 +198,7 @@ def beside(*, default: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """What was found, in plain sentences made from the verdicts alone.
+    """What was found, as a Markdown list of plain sentences made from the verdicts alone.
 
     Of a verdict that would not stand with the degrees of freedom of its few base models alone it says so.
     """
@@ -207,13 +214,14 @@ def finding(table: pd.DataFrame) -> str:
             rows = rows[rows["verdict"] == word]
             if len(rows):
                 said = "; ".join(f"{_within(row.claim)} ({row.row})" for row in rows.itertuples())
-                lines.append(f"{lead}{how}: {said}.")
+                lines.append(f"**{lead}{how}:** {said}.")
     if "disagree" in table and table["disagree"].any():
-        lines.append(f"The study and the default run disagree on {', '.join(table['row'][table['disagree']])}.")
+        lines.append(f"**The study and the default run disagree** on {', '.join(table['row'][table['disagree']])}.")
     absent = table[table["verdict"] == NOT_TESTABLE]
     if len(absent):
-        lines.append(f"Not testable here: {', '.join(absent['row'])}.")
-    return " ".join(lines)
+        said = "; ".join(f"{_within(row.claim)} ({row.row})" for row in absent.itertuples())
+        lines.append(f"**Not testable here:** {said}.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _within(claim: str) -> str:

@@ -130,10 +130,10 @@ def curves(evidence: Evidence) -> pd.DataFrame:
     return summed.merge(evidence.runs[["run", "cpu"]], on="run")
 
 
-def time_to(curve: pd.DataFrame, target: float) -> float:
-    """Seconds until a curve first reaches `target`, linear between evaluations; NaN if it never does."""
+def time_to(curve: pd.DataFrame, target: float, cost: str = "seconds") -> float:
+    """Seconds, or tokens, until a curve first reaches `target`, linear between evaluations; NaN if it never does."""
     curve = curve.sort_values("step")
-    seconds, accuracy = curve.seconds.to_numpy(), curve.accuracy.to_numpy()
+    spent, accuracy = curve[cost].to_numpy(), curve.accuracy.to_numpy()
     reached = np.flatnonzero(accuracy >= target)
     if not len(reached):
         return float("nan")
@@ -141,7 +141,7 @@ def time_to(curve: pd.DataFrame, target: float) -> float:
     if i == 0:
         return 0.0
     part = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
-    return float(seconds[i - 1] + part * (seconds[i] - seconds[i - 1]))
+    return float(spent[i - 1] + part * (spent[i] - spent[i - 1]))
 
 
 def best_k(evidence: Evidence, variant: str) -> tuple[int, float] | None:
@@ -167,18 +167,25 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     reference = cell(rows, "grpo", 1, float(fresh.lr.iloc[0]))
     mine = cell(rows, "pmd-mean", *own)
     rival = reference if on_policy else cell(rows, "grpo", *other)
-    logs, missed, bases = [], np.zeros(2, dtype=int), sorted(set(mine.base) & set(rival.base) & set(reference.base))
+    logs, tokens, missed, bases = (
+        [],
+        [],
+        np.zeros(2, dtype=int),
+        sorted(set(mine.base) & set(rival.base) & set(reference.base)),
+    )
     for base in bases:
         known = reference[reference.base == base]
         start, end = (known[known.step == step].accuracy.mean() for step in (0, known.step.max()))
         if end <= start:
             return missing(f"on-policy GRPO gains nothing from base model {base}: there is no target")
         target = start + SHARE * (end - start)
-        took = [_seconds(part[part.base == base], target) for part in (mine, rival)]
+        took = [_to_target(part[part.base == base], target, "seconds") for part in (mine, rival)]
+        used = [_to_target(part[part.base == base], target, "tokens")[0] for part in (mine, rival)]
         if len({*mine[mine.base == base].cpu, *rival[rival.base == base].cpu}) > 1:
             return missing("the runs were made on different processors")
         missed += [some for _, some in took]
         logs.append(float(np.log(took[0][0]) - np.log(took[1][0])))
+        tokens.append(float(np.log(used[0]) - np.log(used[1])))
     if not bases:
         return missing("no base model has runs of all three")
     runs = mine.run.nunique() + rival.run.nunique()
@@ -186,6 +193,7 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     low, high = np.exp(effect.interval()[1:])
     why = f"{names[0]} takes {np.exp(effect.estimate):.2f} times the seconds of {names[1]}; "
     why += f"the 95 % interval is [{low:.2f}, {high:.2f}]" if effect else ALONE
+    why += f"; of generated tokens {np.exp(np.mean(tokens)):.2f} times as many"
     for name, count in zip(names, missed, strict=True):
         if count:
             why += f"; {name} misses the target from {count} of {len(bases)} base models, its seconds are a lower bound"
@@ -193,11 +201,11 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     return Answer(effect, why, len(bases), runs, bound)
 
 
-def _seconds(rows: pd.DataFrame, target: float) -> tuple[float, bool]:
-    """(mean seconds of the runs to the target, all of its seconds for a run that misses it; whether one does)."""
-    found = [(time_to(curve, target), curve.seconds.max()) for _, curve in rows.groupby("run")]
-    times = [whole if np.isnan(t) else t for t, whole in found]
-    return max(float(np.mean(times)), 1e-3), any(np.isnan(t) for t, _ in found)
+def _to_target(rows: pd.DataFrame, target: float, cost: str) -> tuple[float, bool]:
+    """(mean seconds or tokens of the runs to the target, all it has for a run that misses it; whether one does)."""
+    found = [(time_to(curve, target, cost), curve[cost].max()) for _, curve in rows.groupby("run")]
+    costs = [whole if np.isnan(part) else part for part, whole in found]
+    return max(float(np.mean(costs)), 1e-3), any(np.isnan(part) for part, _ in found)
 
 
 # --- (d), (e): finite samples and the law ---------------------------------------------------------------------------

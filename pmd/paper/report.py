@@ -17,21 +17,32 @@ import pandas as pd
 
 from pmd.files import write_text
 from pmd.paper import claims
-from pmd.paper.captions import CAPTIONS, IDEA
+from pmd.paper.captions import CAPTIONS, IDEA, caption
+from pmd.paper.typeset import cell_text
 
+TITLE = "PMD-mean: what holds, how strongly, and where it does not"
 LEAD = ("law", "finite", "F8")
 """The pictures that come first."""
+LINKS = (
+    "[The paper](https://arxiv.org/abs/2602.05933). In the repository: [README](../../README.md), "
+    "[notebooks](../../notebooks), [what was asked before the runs](../../docs/experiments.md), "
+    "[answers of the models](benchmark/embedded/examples.md)."
+)
 
 
 @dataclass
 class Section:
-    """A part of the page. figures: (name, its SVG). tables: Markdown files. folded: shown when asked for."""
+    """A part of the page. figures: (name, its SVG, its caption). tables: Markdown files. folded: shown when asked for.
+
+    claims: rows of the claims table; in HTML each is a line that opens, in place of `tables`.
+    """
 
     title: str
     prose: str = ""
-    figures: list[tuple[str, Path]] = field(default_factory=list)
+    figures: list[tuple[str, Path, str]] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
     folded: bool = False
+    claims: pd.DataFrame | None = None
 
     @property
     def anchor(self) -> str:
@@ -55,20 +66,21 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
     lead = study or directory
     made = {"F1", "F2", "F3", "F4", "F4-chain"}
 
-    def pictures(folder: Path, names: list[str]) -> list[tuple[str, Path]]:
+    def pictures(folder: Path, names: list[str], judged: pd.DataFrame | None = None) -> list[tuple[str, Path, str]]:
         paths = [(n, (directory / "theory" if n in made else folder) / "figures" / f"{n}.svg") for n in names]
-        return [(name, path) for name, path in paths if path.is_file()]
+        return [(name, path, caption(name, judged)) for name, path in paths if path.is_file()]
 
     def tables(folder: Path, names: list[str]) -> list[Path]:
         return [path for name in names if (path := folder / "tables" / f"{name}.md").is_file()]
 
     rest = [name for name in CAPTIONS if name not in (*LEAD, *made)]
     found = [
-        Section("What was asked, and what was found", IDEA + "\n\n" + claims.finding(rows)),
-        Section("Three pictures", figures=pictures(lead, list(LEAD))),
-        Section("The claims", tables=tables(directory, ["T1"])),
-        Section("Training", figures=pictures(lead, rest), tables=tables(lead, ["T2", "T3"])),
+        Section("What was asked, and what was found", "\n\n".join([IDEA, claims.finding(rows), LINKS])),
+        Section("Three pictures", figures=pictures(lead, list(LEAD), rows)),
+        Section("The claims", tables=tables(directory, ["T1"]), claims=rows),
+        Section("Training", figures=pictures(lead, rest, rows), tables=tables(lead, ["T2", "T3"])),
         Section("The theory", figures=pictures(lead, sorted(made)), tables=tables(directory, ["T4"]), folded=True),
+        Section("How the verdicts were reached", tables=tables(directory, ["T1-details"]), folded=True),
         Section("Settings and compute", tables=tables(directory, ["T5", "T6"]), folded=True),
     ]
     if study:
@@ -82,14 +94,12 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
 
 def markdown(found: list[Section], directory: Path) -> str:
     """The page as Markdown; pictures are links relative to `directory`."""
-    parts = ["# PMD-mean: what holds, how strongly, and where it does not"]
+    parts = [f"# {TITLE}"]
     for part in found:
         parts += [f"## {part.title}", part.prose]
-        for name, path in part.figures:
-            parts += [
-                f"![{CAPTIONS[name]}]({Path(os.path.relpath(path, directory)).as_posix()})",
-                f"*{name}. {CAPTIONS[name]}*",
-            ]
+        for name, path, text in part.figures:
+            link = Path(os.path.relpath(path, directory)).as_posix()
+            parts += [f"![{CAPTIONS[name]}]({link})", f"*{name}. {text}*"]
         parts += [path.read_text(encoding="utf-8").strip() for path in part.tables]
     return "\n\n".join(text for text in parts if text) + "\n"
 
@@ -97,20 +107,38 @@ def markdown(found: list[Section], directory: Path) -> str:
 # --- HTML -----------------------------------------------------------------------------------------------------------
 
 _CSS = """
-:root{color-scheme:light dark;--ink:#1f2328;--paper:#fff;--line:#d0d7de;--soft:#59636e}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--line:#30363d;--soft:#9198a1}}
-body{max-width:70rem;margin:0 auto;padding:1rem;font:17px/1.55 system-ui,sans-serif}
+:root{color-scheme:light dark;--ink:#1f2328;--paper:#fff;--line:#d0d7de;--soft:#59636e;--link:#0969da}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--line:#30363d;--soft:#9198a1;--link:#58a6ff}}
+body{max-width:60rem;margin:0 auto;padding:1rem;font:17px/1.55 system-ui,sans-serif}
 body{color:var(--ink);background:var(--paper)}
-h1{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}
-nav a{margin-right:1rem}a{color:#0969da}@media(prefers-color-scheme:dark){a{color:#58a6ff}}
-figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px}
+h1{line-height:1.2;font-size:1.7rem}h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}
+nav a{margin-right:1rem;white-space:nowrap}a{color:var(--link)}li{margin:.3rem 0}
+figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px;cursor:zoom-in}
 figure svg{width:100%;height:auto;display:block}figcaption{color:#444;font-size:.9rem;margin-top:.5rem}
+figure.large{position:fixed;inset:0;margin:0;z-index:9;overflow:auto;cursor:zoom-out}
+figure.large svg{min-width:75rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;width:100%}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{white-space:nowrap}summary{cursor:pointer;font-weight:600}code{background:#8882;padding:0 .2em}
+th{white-space:nowrap}summary{cursor:pointer}code{background:#8882;padding:0 .2em}
+.claim{border-bottom:1px solid var(--line);padding:.45rem 0}.claim p{margin:.4rem 0 .4rem 1.2rem;color:var(--soft)}
+.claim b{font-weight:600}.verdict{border:1px solid;border-radius:1em;padding:0 .55em;margin:0 .3em;white-space:nowrap}
+.supported{background:#0072b222}.contradicted{background:#d55e0033}.effect{color:var(--soft);white-space:nowrap}
 @media(max-width:40rem){table,tbody,tr,td{display:block}thead{display:none}tr{border-bottom:2px solid var(--line)}
 td{border:0;padding:.15rem 0}td::before{content:attr(data-label) " ";color:var(--soft);font-size:.8rem}}
 """
+
+_LARGE = """
+for (const figure of document.querySelectorAll("figure")) {
+  const toggle = () => figure.classList.toggle("large");
+  figure.tabIndex = 0;
+  figure.onclick = toggle;
+  figure.onkeydown = (event) => { if (event.key === "Enter") toggle(); };
+}
+document.onkeydown = (event) => {
+  if (event.key === "Escape") document.querySelector("figure.large")?.classList.remove("large");
+};
+"""
+"""A picture is shown as large as the window when it is clicked."""
 
 
 def html(found: list[Section], title: str) -> str:
@@ -120,24 +148,46 @@ def html(found: list[Section], title: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
-        "<body>\n<h1>PMD-mean: what holds, how strongly, and where it does not</h1>\n<p>"
-        '<a href="https://arxiv.org/abs/2602.05933">The paper</a></p>\n'
-        f"<nav>{links}</nav>\n{body}\n</body></html>\n"
+        f"<body>\n<h1>{escape(TITLE)}</h1>\n<nav>{links}</nav>\n{body}\n<script>{_LARGE}</script>\n</body></html>\n"
     )
 
 
 def _section(part: Section) -> str:
     render = mistune.create_markdown(plugins=["table"])
     inner = [str(render(part.prose))] if part.prose else []
-    inner += [_figure(part.anchor, name, path) for name, path in part.figures]
-    inner += [_table(str(render(path.read_text(encoding="utf-8")))) for path in part.tables]
+    inner += [_figure(part.anchor, *picture) for picture in part.figures]
+    if part.claims is not None:
+        inner += [_claim(row) for row in part.claims.to_dict("records")]
+        inner += [str(render("\n\n".join(notes))) for notes in map(_notes, part.tables)]
+    else:
+        inner += [_table(str(render(path.read_text(encoding="utf-8")))) for path in part.tables]
     text = "\n".join(inner)
     if part.folded:
         text = f"<details><summary>{escape(part.title)}: show</summary>\n{text}\n</details>"
     return f'<section id="{part.anchor}">\n<h2>{escape(part.title)}</h2>\n{text}\n</section>'
 
 
-def _figure(where: str, name: str, path: Path) -> str:
+def _claim(row: dict) -> str:
+    """A row of the claims as a line with verdict and effect, which opens on the reason."""
+    weak = ", but too few base models to rely on it" if row["cautious"] != row["verdict"] else ""
+    other = f"; the default run: {row['verdict (default)']}" if "verdict (default)" in row else ""
+    effect = f"{cell_text(row['effect'])} {row['unit']}".strip() if row["effect"] else ""
+    kind = row["verdict"].split(" ")[0]
+    return (
+        f'<details class="claim" id="claim-{row["row"]}"><summary><b>{row["row"]}</b>'
+        f'<span class="verdict {kind}">{escape(row["verdict"] + weak)}</span>{escape(row["claim"])} '
+        f'<span class="effect">{escape(effect)}</span></summary>'
+        f"<p>{escape(row['reason'] + other)}. Measured: {escape(row['metric'])}; {row['bases']} base models, "
+        f"{row['runs']} runs.</p></details>"
+    )
+
+
+def _notes(table: Path) -> list[str]:
+    """What stands below the cells of a table in Markdown."""
+    return [part for part in table.read_text(encoding="utf-8").split("\n\n")[1:] if not part.startswith("|")]
+
+
+def _figure(where: str, name: str, path: Path, text: str) -> str:
     """A picture inlined; the ids in it are made unique, since several pictures share a page."""
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
@@ -154,9 +204,11 @@ def _figure(where: str, name: str, path: Path) -> str:
     svg = re.sub(r'\bid="([^"]+)"', own, svg)
     svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{prefix}{m[1]}"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{prefix}{m[1]})", svg)
-    said = escape(CAPTIONS[name], quote=True)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
-    return f'<figure id="{prefix}figure">{svg}<figcaption><b>{escape(name)}.</b> {said}</figcaption></figure>'
+    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}caption"', 1)
+    return (
+        f'<figure id="{prefix}figure">{svg}'
+        f'<figcaption id="{prefix}caption"><b>{escape(name)}.</b> {escape(text)}</figcaption></figure>'
+    )
 
 
 def _table(text: str) -> str:

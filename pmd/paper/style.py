@@ -76,7 +76,7 @@ _RC = {
     "lines.markersize": 3.5,
     "mathtext.fontset": "dejavusans",
     "savefig.dpi": 300,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # real text: it can be searched, read aloud and copied
     "svg.hashsalt": "pmd",
     "xtick.labelsize": 7,
     "xtick.major.size": 3,

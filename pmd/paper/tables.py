@@ -14,7 +14,7 @@ from pmd.evaluators.intervals import Interval
 from pmd.files import read_json
 from pmd.paper.effects import crossed
 from pmd.paper.figures import COLLAPSED, cells, regime
-from pmd.paper.frames import SETS, Evidence, cell, chosen, final, ordered
+from pmd.paper.frames import SETS, Evidence, cell, chosen, final, ordered, scores
 from pmd.paper.style import label_of
 from pmd.paper.typeset import Table, from_records
 from pmd.sampling.accuracy import avg_at_k, pass_at_k
@@ -25,23 +25,44 @@ def claims_table(rows: pd.DataFrame) -> Table:
     both = "verdict (default)" in rows
     records = []
     for row in rows.to_dict("records"):
-        record = {"": row["row"], "claim": row["claim"], "verdict" + (" (study)" if both else ""): row["verdict"]}
+        weak = " (too few base models to rely on it)" if row["cautious"] != row["verdict"] else ""
+        record = {"": row["row"], "verdict" + (" (study)" if both else ""): row["verdict"] + weak}
         if both:
             record["verdict (default)"] = row["verdict (default)"] + (" – disagrees" if row["disagree"] else "")
-        if row["cautious"] != row["verdict"]:
-            record["verdict" + (" (study)" if both else "")] += " (too few base models to rely on it)"
-        record |= {"effect": row["effect"], "unit": row["unit"], "margin": row["margin"], "p (Holm)": row["p"]}
-        records.append(record | {"base models": row["bases"], "runs": row["runs"], "why": row["reason"]})
+        record |= {"claim": row["claim"], "effect": row["effect"], "unit": row["unit"], "why": row["reason"]}
+        records.append(record)
     notes = (
-        "The rows, margins and rules were written down before the runs (docs/experiments.md). Intervals are 95 %, over "
-        "base models (whose means contain their seeds) and problems, by Student's t. Equivalent: both one-sided tests "
-        "reject an effect as large as the margin. p: two-sided, of (e1) that of equivalence, corrected by Holm, "
-        "so the interval of a row may exclude 0 and the row be undecided.",
+        "pp: percentage points of accuracy. Ratio: seconds of PMD-mean over the other's. K: updates from one batch of "
+        "rollouts; small staleness is the smallest K above 1, large staleness the largest. Accuracy: the mean over "
+        "sampled answers to problems of the lengths trained on (test) and to longer ones (ood).",
+        "The rows and rules were written down before the runs (docs/experiments.md). Intervals are 95 %, over base "
+        "models (whose means contain their seeds) and problems, by Student's t; T1-details has margins and p-values.",
         "Too few base models to rely on it: with no more degrees of freedom than its base models give, the row would "
         "have another verdict (docs/experiments.md, the last section).",
-        "pp: percentage points of accuracy. Ratio: seconds of PMD-mean over the other's.",
     )
     return Table("T1", "The claims, and what this experiment says of them.", from_records(records), notes)
+
+
+def claims_details(rows: pd.DataFrame) -> Table:
+    """T1-details: how each verdict of T1 was reached; rows as for `claims_table`."""
+    records = [
+        {
+            "": row["row"],
+            "metric": row["metric"],
+            "margin": row["margin"],
+            "unit": row["unit"],
+            "p (Holm)": row["p"],
+            "base models": row["bases"],
+            "runs": row["runs"],
+        }
+        for row in rows.to_dict("records")
+    ]
+    notes = (
+        "Margin: the smallest effect that matters. Equivalent: both one-sided tests reject an effect as large as the "
+        "margin. p: two-sided, of (e1) that of equivalence or, for an effect beyond the margin, that of being beyond "
+        "it; corrected by Holm, so the interval of a row may exclude 0 and the row be undecided.",
+    )
+    return Table("T1-details", "How the verdicts of T1 were reached.", from_records(records), notes)
 
 
 def accuracy(evidence: Evidence, reported: pd.DataFrame) -> Table:
@@ -96,11 +117,14 @@ def _paper(reported: pd.DataFrame, variant: str) -> dict[str, float]:
 
 def stability(evidence: Evidence) -> Table:
     """T3: each variant over the grid of rates, for each K: mean, best and worst cell, collapsed cells and runs."""
-    table, records = cells(evidence), []
+    table, ends, records = cells(evidence), final(evidence), []
     for name in ordered(table.variant):
         for (k, late), rows in table[table.variant == name].groupby(["minibatches", "staleness"]):
             record = {"method": label_of(name), "K": regime(k, late).removeprefix("K = "), "rates": len(rows)}
-            record |= {"mean": 100 * float(rows.accuracy.mean()), "best": 100 * float(rows.accuracy.max())}
+            record |= {
+                "mean": _over_rates(cell(ends, name, k, staleness=late)),
+                "best": 100 * float(rows.accuracy.max()),
+            }
             record |= {
                 "worst": 100 * float(rows.accuracy.min()),
                 "collapsed": f"{int(rows.collapsed.sum())} of {len(rows)}",
@@ -109,10 +133,19 @@ def stability(evidence: Evidence) -> Table:
             records.append(record)
     notes = (
         f"Final accuracy on test and ood, in percent, mean over runs; base models: {100 * table.base.mean():.1f}. "
+        "Mean: over the rates, with its interval over base models and problems where all of them have every rate. "
         f"Collapsed: the mean of a cell, or a single run, ends below {COLLAPSED:g} of its base models' accuracy. Rows "
         "(b) of T1 compare the means.",
     )
     return Table("T3", "Stability over learning rates and staleness.", from_records(records), notes)
+
+
+def _over_rates(rows: pd.DataFrame) -> Interval:
+    """The mean accuracy over the learning rates in percent, each rate counted the same."""
+    found = [scores(part) for _, part in rows.groupby("lr")]
+    if any(bases != found[0][0] for bases, _ in found):
+        return Interval(100 * float(np.mean([matrix.mean() for _, matrix in found])), np.nan, np.nan)
+    return crossed(100 * np.mean([matrix for _, matrix in found], axis=0)).interval()
 
 
 def theory(statements: pd.DataFrame) -> Table:

@@ -120,7 +120,8 @@ def _number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A cell as text: three significant digits, an interval in brackets, – for what is absent."""
     if isinstance(value, Interval):
         if np.isnan(value.estimate):
             return "–"
@@ -132,7 +133,7 @@ def _cell(value: Any) -> str:
 
 
 def _cells(frame: pd.DataFrame) -> list[list[str]]:
-    return [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return [[cell_text(value) for value in row] for row in frame.itertuples(index=False, name=None)]
 
 
 def _spread(frame: pd.DataFrame) -> pd.DataFrame:
