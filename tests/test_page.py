@@ -97,5 +97,7 @@ def test_the_page_is_built_without_a_warning_or_the_network_and_no_link_of_it_is
     assert [name for name in [*defined, "pmd.theory.weighted.weighted_update"] if f'id="{name}"' not in text] == []
     theory = (site / "notebooks" / "0-theory.html").read_text()
     assert theory.count("<math") > 50
-    assert "mathjax" not in theory.lower()
+    loaded = [link for link in links.Page(text + theory).links if re.search(r"\.(?:js|css)\b", link)]
+    assert len(loaded) > 3
+    assert not [link for link in loaded if link.startswith(("http", "//"))]  # the reader needs no other site either
     shutil.rmtree(site)

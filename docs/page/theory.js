@@ -22,7 +22,7 @@ const pmd = {
   mean(p, tau) {
     const q = 1 - p;
     let [low, high] = [0, 1 / tau];
-    for (let i = 0; i < 200 && high - low > 1e-15 * high; i++) {
+    for (let i = 0; i < 200 && high - low > 1e-13 * high; i++) {
       const v = (low + high) / 2, u = 1 / tau - v;
       if (pmd.ratios(p, u)[0] + v / -Math.expm1(-u) > q / tau) high = v;
       else low = v;
