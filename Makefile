@@ -2,6 +2,7 @@
 #
 #   make repro   install, then run the whole pipeline: training, evaluation, every figure and table
 #   make test    install, then ruff, pytest, nbval over every notebook and the smoke pipeline
+#   make page    the report, the notebooks as executed, the API and the how-tos as a site: runs/page/html/index.html
 #
 # Without make:
 #   python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.lock -e . && dvc repro
@@ -17,7 +18,7 @@ export DVC_NO_ANALYTICS := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
-.PHONY: setup repro test test-vllm test-stacks nbval smoke bases lock gpu benchmark clean
+.PHONY: setup repro test test-vllm test-stacks page test-page nbval smoke bases lock gpu benchmark clean
 
 setup: .venv/installed
 
@@ -72,6 +73,24 @@ test-stacks: .venv-stacks/installed
 	.venv-stacks/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps verl==0.9.1 -e .
 	touch $@
 
+# The site, built without the network in an environment of its own. A warning or a broken link is an error.
+page: .venv-page/installed
+	rm -rf runs/page
+	.venv-page/bin/python docs/page/stage.py runs/page/source
+	.venv-page/bin/python -m sphinx -q -W --keep-going -c docs/page runs/page/source runs/page/html
+	.venv-page/bin/python docs/page/links.py runs/page/html
+	@echo "page: runs/page/html/index.html was made"
+
+# The same in a test, the explorer's JavaScript beside the theory, and the workflows by GitHub's schema.
+test-page: .venv-page/installed
+	.venv-page/bin/python -m pytest --noconftest tests/test_page.py tests/test_explorer.py tests/test_workflows.py
+
+.venv-page/installed: docs/page/requirements.txt
+	@$(PYTHON) -c '$(SUPPORTED)'
+	$(PYTHON) -m venv .venv-page
+	.venv-page/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r docs/page/requirements.txt
+	touch $@
+
 # The whole pipeline at the smoke preset, in a scratch clone of HEAD: what is not committed is not run.
 smoke: setup
 	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; trap 'exit 1' INT TERM; \
@@ -107,4 +126,4 @@ benchmark: setup
 	.venv/bin/python benchmarks/compare.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-stacks benchmarks/.venv build *.egg-info *.whl .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-stacks .venv-page benchmarks/.venv build *.egg-info *.whl .pytest_cache .ruff_cache .hypothesis

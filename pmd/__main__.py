@@ -207,6 +207,21 @@ def check(run: str, preset: str) -> None:
 
 
 @cli.command()
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+def verdicts(before: Path, after: Path) -> None:
+    """Compare the verdicts of two runs.
+
+    BEFORE and AFTER are tables T1.csv, or folders results/PRESET. Exit status 1 if a verdict differs; each is named.
+
+    Example: pmd verdicts committed/T1.csv results/default
+    """
+    from pmd.paper.verdicts import compare
+
+    click.echo(compare(before, after))
+
+
+@cli.command()
 @click.argument("name")
 @click.option("--params", "file", type=FILE, help="Another params.yaml.")
 def scale(name: str, file: Path | None) -> None:

@@ -29,7 +29,8 @@ def test_the_installed_command_is_this_one():
     module, _, function = PROJECT["scripts"]["pmd"].partition(":")
     assert getattr(import_module(module), function) is main
     assert {path[0] for path in commands()} == {
-        "notebook", "preset", "problems", "sets", "overlap", "score", "plan", "scale", "experiment", "study"
+        "notebook", "preset", "problems", "sets", "overlap", "score", "plan", "scale", "experiment", "study",
+        "verdicts",
     }  # fmt: skip
 
 
@@ -58,6 +59,7 @@ def test_every_command_has_help_without_loading_what_it_runs(path, capsys):
         (["overlap", "none.jsonl", "none.jsonl"], r"none\.jsonl: no such problem set .*", 1),
         (["scale", "no-such"], r"scale: got 'no-such', must be one of its entries: .*", 1),
         (["plam", "x"], r"pmd: No such command 'plam'\..*\(see `pmd --help`\)", 2),
+        (["verdicts", "none.csv", "none.csv"], r"T1\.csv: got 'none\.csv', must be a table of claims .*", 1),
         (["plan"], r"pmd plan: Missing argument 'NAME'\. \(see `pmd plan --help`\)", 2),
         (["plan", "x", "--gpus", "two"], r"pmd plan: Invalid value for '--gpus': .* \(see `pmd plan --help`\)", 2),
     ],

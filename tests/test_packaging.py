@@ -121,15 +121,23 @@ def test_conda_environment_installs_the_lock_on_a_supported_python():
     assert environment["name"] == PROJECT["name"]
 
 
-def test_citation_names_software_and_paper():
+def test_citation_has_what_the_format_requires_and_what_an_archive_reads():
+    """Of version 1.2.0: four keys are required, of a reference three, and a text may not be blank."""
     citation = yaml("CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
-    assert citation["title"]
-    assert citation["authors"]
-    assert citation["message"]
+    for key in ("title", "message", "abstract"):
+        assert len(citation[key].strip()) > 20, key
+    assert all(isinstance(word, str) for word in citation["keywords"])
+    assert len(set(citation["keywords"])) == len(citation["keywords"]) >= 3
+    assert all(
+        {"name"} == set(author) or {"family-names", "given-names"} <= set(author) for author in citation["authors"]
+    )
     paper = citation["preferred-citation"]
-    assert [author["family-names"] for author in paper["authors"]] == ["Xu", "Lu", "Yu", "Zhao"]
+    assert {"authors", "title", "type"} <= set(paper)
+    named = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
+    assert named == ["Zhenghao Xu", "Qin Lu", "Changlong Yu", "Tuo Zhao"]
     assert (paper["type"], paper["year"], paper["url"]) == (
         "article",
         2026,
