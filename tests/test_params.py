@@ -9,14 +9,14 @@ import pytest
 from ruamel.yaml import YAML
 
 from pmd import params
-from pmd.evaluators.benchmark import Benchmark
+from pmd.evaluators.entry import Benchmark
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import training_map
 from pmd.files import ROOT
 from pmd.foreign_sets import formats
 from pmd.harness.config import train_config
 from pmd.methods import METHODS
-from pmd.model.from_scratch import read_bases
+from pmd.model.settings import read_bases
 from pmd.scale.entry import read_scale
 
 COMMITTED = params.load()

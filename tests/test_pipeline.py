@@ -18,7 +18,7 @@ STAGES = {
 }
 NOTEBOOKS = {"theory": "0-theory", "law": "1-law", "finite": "2-finite-samples", "train": "3-training",
              "results": "4-results", "bases": "5-bases", "benchmark": "6-benchmark", "scale": "7-scale"}  # fmt: skip
-PLUMBING = {"__init__", "__main__", "files", "params", "processes", "notebook"}
+PLUMBING = {"__init__", "__main__", "files", "params", "settings", "processes", "notebook"}
 """Files beside the rooms, read by nearly all, without a say in their numbers: a change there retrains nothing."""
 
 LOOKS = {"paper/style.py", "paper/law_figures.py", "paper/finite_figures.py"}

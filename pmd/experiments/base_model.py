@@ -17,9 +17,10 @@ from pmd.harness.run_folder import remove_other
 from pmd.model import checkpoint
 from pmd.model.device import check_device
 from pmd.model.forward import log_probs
-from pmd.model.from_scratch import Base, build_policy
+from pmd.model.from_scratch import build_policy
 from pmd.model.loading import save_policy
 from pmd.model.packing import pack
+from pmd.model.settings import Base
 from pmd.model.threads import use_threads
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.seeds import derive, prompt_order
