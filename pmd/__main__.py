@@ -56,8 +56,8 @@ def sources(out: Path) -> None:
     click.echo(write_sources(ROOT / "notebooks", out))
 
 
-@cli.command()
-def check() -> None:
+@cli.command("check")
+def check_params() -> None:
     """Check every setting of params.yaml.
 
     Every stage does so too before it begins.
@@ -65,9 +65,9 @@ def check() -> None:
     Example: pmd check
     """
     from pmd.params import load
-    from pmd.settings import check as check_all
+    from pmd.settings import check
 
-    check_all(load())
+    check(load())
     click.echo("params.yaml: every setting is valid")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
+from pmd.bar import progress_bar
 from pmd.evaluators.entry import Benchmark
 from pmd.evaluators.examples import page
 from pmd.evaluators.intervals import problem_interval
@@ -92,7 +92,9 @@ def sample(
         raise ValueError(f"benchmark.{config.name}.max_prompt_tokens: {error}") from None
     sampling, mark, size = _sampling(config), _model_hash(model_dir), max(1, BLOCK // config.k)
     frames, tokens, start = [], 0, time.perf_counter()
-    with tqdm(total=len(problems), desc=f"{config.name}: {model_dir.name}", unit="prompt", mininterval=1) as bar:
+    with progress_bar(
+        total=len(problems), desc=f"{config.name}: {model_dir.name}", unit="prompt", mininterval=1
+    ) as bar:
         for block in (problems[i : i + size] for i in range(0, len(problems), size)):
             seed = derive(config.seed, 0, f"benchmark/{block[0]['id']}")
             path = work / f"{_block_hash(config, mark, seed, block)}.parquet"
