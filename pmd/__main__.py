@@ -76,7 +76,7 @@ def check_params() -> None:
 def preset(name: str) -> None:
     """Apply presets/NAME.yaml to params.yaml.
 
-    `git diff params.yaml` shows what changed, `git restore params.yaml dvc.lock` goes back.
+    `git diff params.yaml` shows what changed, `git restore params.yaml dvc.lock metrics.json` goes back.
 
     Example: pmd preset smoke
     """
@@ -84,7 +84,7 @@ def preset(name: str) -> None:
 
     apply_preset(name)
     click.echo(f"params.yaml now holds preset {name!r}: `git diff params.yaml` shows it, `dvc repro` runs it,")
-    click.echo("`git restore params.yaml dvc.lock` goes back")
+    click.echo("`git restore params.yaml dvc.lock metrics.json` goes back")
 
 
 @cli.group()

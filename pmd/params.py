@@ -1,8 +1,9 @@
 """params.yaml: reading it, checking a namespace against its class, applying a preset.
 
-The classes stand beside the code that reads them: `Base` (pmd/model/from_scratch.py), `Train` (pmd/harness/config.py),
-`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale/entry.py), `Task` (pmd/problems/arithmetic.py) and
-`ProblemSet` (pmd/foreign_sets/formats.py).
+The classes stand beside the code that reads them: `Base` (pmd/model/settings.py), `Train` (pmd/harness/config.py),
+`Law` and `Finite` (pmd/experiments/settings.py), `Grid` (pmd/experiments/training_map.py), `Evaluate` and `Benchmark`
+(pmd/evaluators), `Scale` (pmd/scale/entry.py), `Task` (pmd/problems/arithmetic.py) and `ProblemSet`
+(pmd/foreign_sets/formats.py). `pmd.settings.check` checks all of them.
 """
 
 from __future__ import annotations
