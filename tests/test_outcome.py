@@ -60,7 +60,7 @@ def test_the_metrics_are_few_short_and_those_of_the_evidence(tmp_path):
     found = outcome.metrics(evidence, verdicts)
     assert {name: found[name] for name in levels} == pytest.approx({n: 100 * x for n, x in levels.items()}, abs=1)
     assert found["law"] == pytest.approx(0.1, abs=0.02)
-    assert found["finite"] == pytest.approx(7, abs=0.5)
+    assert found["finite"] == pytest.approx(14, abs=0.5)  # twice the gain, on prompts that it learns from
     assert found["supported"] == (verdicts["verdict"] == "supported").sum() > 0
     assert list(found) == [
         "base",
