@@ -105,7 +105,7 @@ def source(notebook: Path) -> str:
 
 
 def write_sources(notebooks: Path, out: Path) -> str:
-    """Write `source` of each notebook of a folder to a Python file of its name in `out`; returns a line that says so."""
+    """Write `source` of each notebook of a folder into a Python file of its name in `out`; returns what was done."""
     found = sorted(notebooks.glob("*.ipynb"))
     for notebook in found:
         write_text(out / f"{notebook.stem}.py", source(notebook))
