@@ -36,9 +36,10 @@ def cli() -> None:
 def notebook(path: Path, pairs: tuple[str, ...], stage: str | None) -> None:
     """Execute a notebook as a stage of the pipeline.
 
-    The namespaces of params.yaml that its cell `parameters` declares are given to it whole, then each -p.
+    The namespaces of params.yaml that its cell `parameters` declares are given to it whole, then each -p. A dotted NAME
+    changes one setting of a namespace.
 
-    Example: pmd notebook notebooks/3-training.ipynb -p data=data
+    Example: pmd notebook notebooks/3-training.ipynb -p preset=mine -p train.tau=0.1
     """
     from pmd.notebook import execute, parse
 
@@ -46,11 +47,41 @@ def notebook(path: Path, pairs: tuple[str, ...], stage: str | None) -> None:
 
 
 @cli.command()
+@click.argument("out", type=FILE)
+def sources(out: Path) -> None:
+    """Write the code of all notebooks to the folder OUT.
+
+    The stages depend on it, and not on the notebooks, into which JupyterLab writes outputs.
+
+    Example: pmd sources runs/sources
+    """
+    from pmd.files import ROOT
+    from pmd.notebook import write_sources
+
+    click.echo(write_sources(ROOT / "notebooks", out))
+
+
+@cli.command("check")
+def check_params() -> None:
+    """Check every setting of params.yaml.
+
+    Every stage does so too before it begins.
+
+    Example: pmd check
+    """
+    from pmd.params import load
+    from pmd.settings import check
+
+    check(load())
+    click.echo("params.yaml: every setting is valid")
+
+
+@cli.command()
 @click.argument("name")
 def preset(name: str) -> None:
     """Apply presets/NAME.yaml to params.yaml.
 
-    `git diff params.yaml` shows what changed, `git restore params.yaml dvc.lock` goes back.
+    `git diff params.yaml` shows what changed, `git restore params.yaml dvc.lock metrics.json` goes back.
 
     Example: pmd preset smoke
     """
@@ -58,7 +89,7 @@ def preset(name: str) -> None:
 
     apply_preset(name)
     click.echo(f"params.yaml now holds preset {name!r}: `git diff params.yaml` shows it, `dvc repro` runs it,")
-    click.echo("`git restore params.yaml dvc.lock` goes back")
+    click.echo("`git restore params.yaml dvc.lock metrics.json` goes back")
 
 
 @cli.group()
@@ -251,7 +282,8 @@ def main(arguments: list[str] | None = None) -> None:
         path = error.ctx.command_path if error.ctx else "pmd"
         click.echo(f"{path}: {error.format_message()} (see `{path} --help`)", err=True)
         sys.exit(2)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command goes on with what is finished", err=True)
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,9 @@
 """params.yaml: reading it, checking a namespace against its class, applying a preset.
 
-The classes stand beside the code that reads them: `Base` (pmd/model/from_scratch.py), `Train` (pmd/harness/config.py),
-`Evaluate` and `Benchmark` (pmd/evaluators), `Scale` (pmd/scale/entry.py), `Task` (pmd/problems/arithmetic.py) and
-`ProblemSet` (pmd/foreign_sets/formats.py).
+The classes stand beside the code that reads them: `Base` (pmd/model/settings.py), `Train` (pmd/harness/config.py),
+`Law` and `Finite` (pmd/experiments/settings.py), `Grid` (pmd/experiments/training_map.py), `Evaluate` and `Benchmark`
+(pmd/evaluators), `Scale` (pmd/scale/entry.py), `Task` (pmd/problems/arithmetic.py) and `ProblemSet`
+(pmd/foreign_sets/formats.py). `pmd.settings.check` checks all of them.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def read(cls: type[S], namespace: str, values: Any) -> S:
     """`cls` made of a mapping; ValueError `namespace.key: got value, must be …` in one line for the first bad key."""
     fields = cls.model_fields
     require(isinstance(values, dict), namespace, values, f"a mapping with {', '.join(fields)}")
-    for key in values:
-        require(key in fields, f"{namespace}.{key}", values[key], f"left out: the keys are {listed(fields, key)}")
+    for key in (key for key in values if key not in fields):  # what is listed takes time
+        require(False, f"{namespace}.{key}", values[key], f"left out: the keys are {listed(fields, key)}")
     try:
         return cls.model_validate(values)
     except ValidationError as caught:
@@ -163,14 +164,17 @@ def _kind(hint: Any) -> str:
 
 
 def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
-    """params.yaml as plain dictionaries; ValueError naming the file if it is missing or not a YAML mapping, and
-    the line of a key that stands twice."""
+    """params.yaml, or a preset, as plain dictionaries; ValueError naming the file if it is missing or no YAML mapping,
+    and the line of a key that stands twice.
+
+    Namespaces of OPEN that params.yaml does not have are empty, as dvc.yaml's `vars` say too.
+    """
     try:
         values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except DuplicateKeyError as error:
         key = re.findall(r'"([^"]*)"', str(error.problem))[0]
         where = f"{path}:{error.problem_mark.line + 1}"
-        raise ValueError(f"{where}: {key} stands above already; move its entries there, in place of {{}}") from None
+        raise ValueError(f"{where}: {key} stands above already; move its entries there") from None
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file (params.yaml is in a clone of the repository, no wheel has it)"
@@ -178,7 +182,7 @@ def load(path: str | Path = ROOT / "params.yaml") -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     require(isinstance(values, dict), str(path), values, "a mapping of namespaces")
-    return values
+    return {name: {} for name in OPEN} | values if Path(path).name == "params.yaml" else values
 
 
 def overlay(values: Any, changes: dict[str, Any], where: str) -> None:
@@ -220,7 +224,10 @@ def apply_preset(name: str, root: Path = ROOT) -> None:
     yaml.preserve_quotes, yaml.width = True, 1000
     load(root / "params.yaml")  # for its errors
     values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
-    overlay(values, load(root / "presets" / f"{name}.yaml"), name)
+    changes = load(root / "presets" / f"{name}.yaml")
+    for key in filter(changes.__contains__, OPEN):
+        values.setdefault(key, {})
+    overlay(values, changes, name)
     text = io.StringIO()
     yaml.dump(values, text)
     write_text(root / "params.yaml", text.getvalue())

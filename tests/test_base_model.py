@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from pmd.experiments import base_model
 from pmd.experiments.base_model import learning_rate, train_base
 from pmd.files import read_jsonl
-from pmd.model.from_scratch import read_bases
+from pmd.model.settings import read_bases
 from pmd.params import load
 
 TRACES = [{"id": f"t{i}", "prompt": f"{i}+{i}=", "ground_truth": str(2 * i), "response": str(2 * i)} for i in range(40)]

@@ -29,8 +29,8 @@ def test_the_installed_command_is_this_one():
     module, _, function = PROJECT["scripts"]["pmd"].partition(":")
     assert getattr(import_module(module), function) is main
     assert {path[0] for path in commands()} == {
-        "notebook", "preset", "problems", "sets", "overlap", "score", "plan", "scale", "experiment", "study",
-        "verdicts",
+        "notebook", "sources", "check", "preset", "problems", "sets", "overlap", "score", "plan", "scale", "experiment",
+        "study", "verdicts",
     }  # fmt: skip
 
 

@@ -11,6 +11,10 @@ from pmd.problems.extraction import extract_math
     ("response", "answer"),
     [
         ("It costs $2 each. So she makes 18 dollars.", "18"),
+        ("She bakes 4. It is $18, she sells 9 eggs", "18"),
+        ("That's 1,250 dollars, they paid 3 times.", "1,250"),
+        ("It is 5 each, she has 3 + 9 = 12", "12"),  # the remark computes what is asked
+        ("Tom is 18, he sells 9 eggs", "9"),  # a fact about Tom, and no conclusion
         ("9 * 2 = $18 every day.\n#### 18", "18"),
         ("The total is **18**.", "18"),
         ("**Answer**: **18**", "18"),

@@ -12,7 +12,8 @@ import torch
 from pmd import params
 from pmd.experiments import cells, finite
 from pmd.experiments.bases import write_digests
-from pmd.experiments.finite import Finite, run_finite, temperature
+from pmd.experiments.finite import run_finite
+from pmd.experiments.settings import Finite, temperature
 from pmd.experiments.solve import draw, freeze, log_ratios, solve
 from pmd.files import write_jsonl
 from pmd.model.loading import load_policy, save_policy

@@ -10,7 +10,8 @@ import torch
 from pmd import params
 from pmd.experiments import cells, law
 from pmd.experiments.bases import write_digests
-from pmd.experiments.law import Law, run_law, theory
+from pmd.experiments.law import run_law, theory
+from pmd.experiments.settings import Law
 from pmd.experiments.solve import draw, freeze, log_ratios, solve
 from pmd.files import write_jsonl
 from pmd.model.loading import load_policy, save_policy

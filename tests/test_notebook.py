@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from jupyter_core import paths
 
 from pmd import notebook
 from pmd.__main__ import main
-from pmd.files import ROOT
+from pmd.files import ROOT, fingerprint
 
 TRAIN = ROOT / "notebooks" / "3-training.ipynb"
 
@@ -25,9 +26,86 @@ def test_declared_namespaces_are_injected_and_others_are_not():
 
 def test_a_parameter_that_papermill_would_ignore_is_an_error():
     with pytest.raises(
-        ValueError, match=r"3-training\.ipynb -p metods: got 'grpo', must be one of its parameters: .*methods"
+        ValueError, match=r"3-training\.ipynb -p metods: got 'metods', must be one of its parameters: .*methods"
     ):
         notebook.values_for(TRAIN, {"metods": "grpo"}, {})
+
+
+def test_a_dotted_name_changes_one_setting_of_a_namespace():
+    namespaces = {"train": {"steps": 1, "tau": 0.5}, "grid": {}, "base": {"lr": 1.0}}
+    given = {"train.tau": 0.1, "data": "mine"}
+    found = notebook.changed(namespaces, given)
+    assert found == {"train": {"steps": 1, "tau": 0.1}, "grid": {}, "base": {"lr": 1.0}}
+    assert namespaces["train"]["tau"] == 0.5
+    assert notebook.values_for(TRAIN, given, found) == {"train": found["train"], "grid": {}, "data": "mine"}
+    for name, message in {
+        "train.tua": r"^-p train\.tua: got 1, must be one of the settings there: .*; did you mean tau\?$",
+        "trian.tau": r"^-p trian\.tau: trian: got None, must be a mapping$",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            notebook.changed(namespaces, {name: 1})
+    with pytest.raises(ValueError, match=r"^3-training\.ipynb -p base: got 'base', must be one of its parameters"):
+        notebook.values_for(TRAIN, {"base.lr": 1}, namespaces)
+
+
+def test_what_jupyterlab_saves_into_a_notebook_changes_nothing_that_a_stage_depends_on(tmp_path):
+    """Outputs, counts, metadata and prose; code and the tag by which parameters are found do count."""
+    books = tmp_path / "notebooks"
+    shutil.copytree(ROOT / "notebooks", books, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    assert "8 notebooks" in notebook.write_sources(books, tmp_path / "before")
+    for path in books.glob("*.ipynb"):
+        book = nbformat.read(path, as_version=4)
+        book.metadata = {"kernelspec": {"name": "other", "display_name": "Other"}, "language_info": {"version": "9"}}
+        for number, cell in enumerate(book.cells):
+            cell.metadata["collapsed"] = True
+            if cell.cell_type == "code":
+                cell.execution_count = number
+                cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="hello")]
+        book.cells.insert(0, nbformat.v4.new_markdown_cell("A note."))
+        nbformat.write(book, path)
+    notebook.write_sources(books, tmp_path / "after")
+    digests = {name: fingerprint(tmp_path / name, code=False) for name in ("before", "after")}
+    assert digests["before"] == digests["after"]
+    book = nbformat.read(books / "3-training.ipynb", as_version=4)
+    book.cells[-1].source += "\n1"
+    nbformat.write(book, books / "3-training.ipynb")
+    notebook.write_sources(books, tmp_path / "changed")
+    differ = [
+        p.stem for p in (tmp_path / "after").iterdir() if p.read_text() != (tmp_path / "changed" / p.name).read_text()
+    ]
+    assert differ == ["3-training"]
+    assert '# %% ["parameters"]\npreset = "quick"' in (tmp_path / "after" / "3-training.py").read_text()
+
+
+def test_a_kernel_says_nothing_of_its_transport_and_a_bar_is_no_error(tmp_path, monkeypatch, capfd):
+    book = nbformat.v4.new_notebook()
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book.cells = [
+        nbformat.v4.new_code_cell("preset = 'none'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "from pmd.bar import progress_bar\nlist(progress_bar(iterable=range(3), desc='three'))"
+        ),
+    ]
+    nbformat.write(book, tmp_path / "good.ipynb")
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    main(["notebook", str(tmp_path / "good.ipynb"), "-p", "preset=x"])
+    seen = capfd.readouterr()
+    assert "three: 100%" in seen.out
+    assert "TCP" not in seen.err
+    executed = nbformat.read(tmp_path / "runs" / "x" / "notebooks" / "good.ipynb", as_version=4)
+    assert {output.name for output in executed.cells[-1].outputs if output.output_type == "stream"} == {"stdout"}
+
+
+def test_a_stopped_command_says_in_one_line_how_to_go_on(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebook, "execute", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main(["notebook", "x.ipynb"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.strip() == "stopped; the same command goes on with what is finished"
 
 
 def test_arguments_are_yaml():

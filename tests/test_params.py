@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
-from ruamel.yaml import YAML
 
 from pmd import params
-from pmd.evaluators.benchmark import Benchmark
+from pmd.evaluators.entry import Benchmark
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import training_map
 from pmd.files import ROOT
 from pmd.foreign_sets import formats
 from pmd.harness.config import train_config
 from pmd.methods import METHODS
-from pmd.model.from_scratch import read_bases
+from pmd.model.settings import read_bases
 from pmd.scale.entry import read_scale
 
 COMMITTED = params.load()
@@ -212,9 +213,9 @@ def test_a_file_that_is_not_there_is_said_to_be_in_a_clone(tmp_path):
 
 
 def test_a_namespace_that_stands_twice_is_refused_by_its_line(tmp_path):
-    """What pasting a block such as `sets:` below `sets: {}` makes."""
+    """What pasting a block such as `sets:` below another one makes."""
     (tmp_path / "params.yaml").write_text("sets: {}\na: 1\nsets:\n  x: {path: a.csv}\n")
-    message = r"params\.yaml:3: sets stands above already; move its entries there, in place of \{\}$"
+    message = r"params\.yaml:3: sets stands above already; move its entries there$"
     with pytest.raises(ValueError, match=message):
         params.load(tmp_path / "params.yaml")
     (tmp_path / "presets").mkdir()
@@ -223,12 +224,25 @@ def test_a_namespace_that_stands_twice_is_refused_by_its_line(tmp_path):
         params.apply_preset("mine", tmp_path)
 
 
-def test_the_blocks_that_params_yaml_offers_can_be_pasted():
-    """Each commented block, uncommented in place of the empty namespace above it, is an entry of that namespace."""
+def test_the_blocks_that_params_yaml_offers_can_be_pasted(tmp_path):
+    """Each commented block, uncommented, is an entry of its namespace, for us and for DVC."""
     text = (ROOT / "params.yaml").read_text()
-    for name in ("tasks", "sets", "hub_sets", "scale"):
-        pattern = rf"^{name}: \{{\}}.*\n((?:#.*\n?)+)"
-        block = re.search(pattern, text, re.MULTILINE)[1]
-        pasted = re.sub(pattern, lambda match: re.sub("(?m)^# ?", "", match[1]), text, flags=re.MULTILINE)
-        assert block.startswith(f"# {name}:")
-        assert YAML(typ="safe").load(pasted)[name]
+    for name in ("train_bases", "tasks", "sets", "hub_sets", "scale"):
+        pasted, count = re.subn(
+            rf"^# {name}:.*\n(?:#  .*\n?)*", lambda match: re.sub("(?m)^# ", "", match[0]), text, flags=re.MULTILINE
+        )
+        assert count == 1
+        (tmp_path / "params.yaml").write_text(pasted)
+        assert params.load(tmp_path / "params.yaml")[name]
+        text = pasted
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for command in (["init", "--no-scm", "-q"], ["stage", "list", "--name-only"]):
+        done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert {"bases@own", "tasks@hard", "sets@mine", "hub-sets@dapo", "scale@mine"} <= set(done.stdout.split())
+
+
+def test_a_namespace_of_entries_may_be_absent(tmp_path):
+    (tmp_path / "params.yaml").write_text("preset: mine\nscale: {a: {}}\n")
+    values = params.load(tmp_path / "params.yaml")
+    assert [values[name] for name in params.OPEN] == [{}, {}, {}, {}, {}, {"a": {}}]

@@ -18,7 +18,7 @@ STAGES = {
 }
 NOTEBOOKS = {"theory": "0-theory", "law": "1-law", "finite": "2-finite-samples", "train": "3-training",
              "results": "4-results", "bases": "5-bases", "benchmark": "6-benchmark", "scale": "7-scale"}  # fmt: skip
-PLUMBING = {"__init__", "__main__", "extras", "files", "params", "processes", "notebook"}
+PLUMBING = {"__init__", "__main__", "extras", "files", "params", "settings", "processes", "notebook", "bar"}
 """Files beside the rooms, read by nearly all, without a say in their numbers: a change there retrains nothing."""
 
 LOOKS = {"paper/style.py", "paper/law_figures.py", "paper/finite_figures.py"}
@@ -82,7 +82,7 @@ def missed(stage: str, read: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(("stage", "name"), NOTEBOOKS.items())
 def test_a_stage_depends_on_the_code_it_reads(stage, name):
-    assert f"notebooks/{name}.ipynb" in STAGES[stage]["deps"]
+    assert f"runs/sources/{name}.py" in STAGES[stage]["deps"]
     # the paper's own stages never sample with vLLM, which alone the trainer would read there
     assert {Path(path).parts[0] for path in missed(stage, closure(name))} <= ({"scale"} if stage == "train" else set())
 

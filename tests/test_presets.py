@@ -22,8 +22,8 @@ from pmd.files import ROOT
 from pmd.foreign_sets import formats
 from pmd.harness.config import train_config
 from pmd.model.attention import PACKED
-from pmd.model.from_scratch import read_bases
 from pmd.model.loading import _check_architecture
+from pmd.model.settings import read_bases
 from pmd.problems import arithmetic
 from pmd.scale import plan
 from pmd.scale.entry import read_scale

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
+from pmd.files import ROOT
 from pmd.problems import prompts
 
 CHAT = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
@@ -50,6 +52,16 @@ def test_a_tokenizer_without_a_chat_template_encodes_the_prompt_alone(tiny):
     tokenizer = tiny[1]
     assert prompts.encode(tokenizer, "1+2=") == tokenizer.encode("1+2=")
     assert tokenizer.convert_ids_to_tokens(prompts.encode(tokenizer, "1+2=")) == ["1", "+", "2", "="]
+
+
+def test_a_character_outside_the_vocabulary_is_refused_by_name(tiny):
+    committed = AutoTokenizer.from_pretrained(ROOT / "bases" / "base-1")
+    for tokenizer in (tiny[1], committed):
+        assert len(prompts.encode(tokenizer, "12+3=")) == 5
+        with pytest.raises(ValueError, match=r"^prompt '1 × 2=': has ' ' '×', and the vocabulary is \+-0123456789=$"):
+            prompts.encode(tokenizer, "1 × 2=")
+        with pytest.raises(ValueError, match=r"has '\\n', and"):
+            prompts.encode(tokenizer, "1+2\n\n")
 
 
 def test_a_chat_template_opens_the_answer(tiny):

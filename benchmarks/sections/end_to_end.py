@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pmd.experiments.base_model import train_base
 from pmd.files import read_jsonl
 from pmd.harness.config import train_config
-from pmd.model.from_scratch import Base, read_bases
+from pmd.model.settings import Base, read_bases
 from pmd.params import load
 from pmd.problems.arithmetic import splits
 from pmd.sampling.torch_engine import TorchEngine

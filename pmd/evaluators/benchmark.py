@@ -7,22 +7,21 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
-from tqdm import tqdm
 
+from pmd.bar import progress_bar
+from pmd.evaluators.entry import Benchmark
 from pmd.evaluators.examples import page
 from pmd.evaluators.intervals import problem_interval
 from pmd.files import ROOT, atomic, fingerprint, read_jsonl, write_json, write_text
 from pmd.model.loading import load_policy
-from pmd.params import Device, FileName, Settings, greedy_once, one_of, require
+from pmd.params import require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
-from pmd.sampling.engine import ENGINES, MakeEngine, Sampling, context
+from pmd.sampling.engine import MakeEngine, Sampling, context
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise_by_rule, verdicts
 from pmd.sampling.seeds import derive
 from pmd.sampling.torch_engine import TorchEngine
@@ -41,32 +40,6 @@ SAMPLING_CODE = {
 
 The rules that judge the text are not among it, because verdicts are made anew each time.
 """
-
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-class Benchmark(Settings):
-    """An entry of `benchmark` in params.yaml: one model, and what it is compared with, on one problem set.
-
-    Models are folders in the Hugging Face format, relative to the repository or absolute.
-    """
-
-    name: FileName  # the entry's key
-    model: str
-    against: str  # compared with it problem by problem; the same folder: no comparison (DVC's paths cannot be null)
-    problems: str  # a JSONL file
-    limit: int | None = Field(ge=1)  # the first problems alone; null: all
-    engine: Annotated[str, one_of(ENGINES)]  # what samples
-    device: Device  # cpu, cuda, cuda:1, …
-    dtype: Annotated[str, one_of(DTYPES)]  # of the weights
-    k: int = Field(ge=1)  # responses to each problem
-    temperature: float = Field(ge=0)  # 0: greedy decoding, and then k is 1
-    top_p: float = Field(gt=0, le=1)  # they are sampled from the smallest set of tokens with this probability
-    max_tokens: int = Field(ge=1)  # the longest response
-    max_prompt_tokens: int = Field(ge=1)  # longer prompts are left out, and counted
-    seed: int = Field(ge=0)
-
-    _greedy = model_validator(mode="before")(greedy_once)
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -119,7 +92,9 @@ def sample(
         raise ValueError(f"benchmark.{config.name}.max_prompt_tokens: {error}") from None
     sampling, mark, size = _sampling(config), _model_hash(model_dir), max(1, BLOCK // config.k)
     frames, tokens, start = [], 0, time.perf_counter()
-    with tqdm(total=len(problems), desc=f"{config.name}: {model_dir.name}", unit="prompt", mininterval=1) as bar:
+    with progress_bar(
+        total=len(problems), desc=f"{config.name}: {model_dir.name}", unit="prompt", mininterval=1
+    ) as bar:
         for block in (problems[i : i + size] for i in range(0, len(problems), size)):
             seed = derive(config.seed, 0, f"benchmark/{block[0]['id']}")
             path = work / f"{_block_hash(config, mark, seed, block)}.parquet"

@@ -10,16 +10,17 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from pmd.bar import progress_bar
 from pmd.files import digest, fingerprint, write_json, write_jsonl
 from pmd.harness.run_folder import remove_other
 from pmd.model import checkpoint
 from pmd.model.device import check_device
 from pmd.model.forward import log_probs
-from pmd.model.from_scratch import Base, build_policy
+from pmd.model.from_scratch import build_policy
 from pmd.model.loading import save_policy
 from pmd.model.packing import pack
+from pmd.model.settings import Base
 from pmd.model.threads import use_threads
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.sampling.seeds import derive, prompt_order
@@ -77,7 +78,9 @@ def train_base(config: Base, traces: list[dict], out: str | Path, progress: bool
     found = checkpoint.latest(work)
     state = checkpoint.load(found, model, optimizer)[0] if found else {"step": 0, "log": [], "seconds": 0.0}
     start = time.perf_counter() - state["seconds"]
-    with tqdm(total=config.steps, initial=state["step"], disable=not progress, desc="base", mininterval=1) as bar:
+    with progress_bar(
+        total=config.steps, initial=state["step"], disable=not progress, desc="base", mininterval=1
+    ) as bar:
         for step in range(state["step"] + 1, config.steps + 1):
             chosen = prompt_order(config.seed, step, config.batch, len(traces))
             loss = _step(config, step, model, optimizer, *zip(*map(tokens, chosen), strict=True))

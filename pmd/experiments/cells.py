@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
+from pmd.bar import progress_bar
 from pmd.experiments.bases import BASES, base_folder
 from pmd.files import ROOT, digest, fingerprint, write_frame
 from pmd.model.threads import use_threads
@@ -54,7 +54,7 @@ def run_cells(
     for other in set(out.glob("*.parquet")) - set(files):
         other.unlink()
     todo = [i for i, file in enumerate(files) if not file.exists()]
-    with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=name, unit="cell", mininterval=5) as bar:
+    with progress_bar(total=len(cells), initial=len(cells) - len(todo), desc=name, unit="cell", mininterval=5) as bar:
         if todo:
             with processes(min(len(todo), workers(threads, device)), device) as pool:
                 jobs = [

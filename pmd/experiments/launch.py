@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
+from pmd.bar import progress_bar
 from pmd.evaluators.evaluate import Evaluate, evaluate
 from pmd.files import fingerprint, write_jsonl
 from pmd.harness.config import Train, identity
@@ -92,7 +92,9 @@ def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
 
 def _follow(futures: list[Future], jobs: list[Job], out: Path, until: float) -> None:
     """Show the progress of all runs together until all are done or one fails; at `until` cancel what has not begun."""
-    with tqdm(total=sum(job.config.steps for job in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5) as bar:
+    with progress_bar(
+        total=sum(job.config.steps for job in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5
+    ) as bar:
         pending: set[Future] = set(futures)
         while pending and not any(_failed(future) for future in futures):
             _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)

@@ -8,16 +8,16 @@ the same prompts. Beside it stands practice: one pass over the same batch by the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
 
 from pmd import params
 from pmd.experiments.bases import BASES
 from pmd.experiments.cells import choose, run_cells
+from pmd.experiments.settings import Law
 from pmd.experiments.solve import draw, freeze, log_ratios, solve
 from pmd.harness.clock import Clock
 from pmd.harness.config import train_config
@@ -29,26 +29,6 @@ from pmd.theory.weighted import weighted_update
 from pmd.trainer.objectives import Hyper, group_mean
 from pmd.trainer.rollouts import Rollouts
 from pmd.trainer.update import learn
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Law(params.Settings):
-    """Namespace `law` of params.yaml: a cell for every base × seed × tau × normalise."""
-
-    bases: list[int] = Field(min_length=1)  # base models, by number
-    seeds: list[int] = Field(min_length=1)  # of the choice of prompts and of sampling
-    tau: list[Positive] = Field(min_length=1)  # [τ]
-    normalise: list[Literal["length", "constant"]] = Field(min_length=1)  # how the regression weighs responses
-    prompts: int = Field(ge=1)
-    rollouts: int = Field(ge=2)  # [n] of each prompt, in the batch that the update learns from
-    held_out: int = Field(ge=1)  # other rollouts of each prompt, which are only measured
-    max_tokens: int = Field(ge=1)  # the longest response
-    lr: float = Field(gt=0)  # Adam's first rate, which falls to 0
-    steps: int = Field(ge=1)  # inner steps, each on the whole batch
-    measure: list[int]  # after which of them s is measured; the last is measured too
-    device: params.Device  # cpu, cuda, cuda:1, …
-    threads: int = Field(ge=1)  # CPU threads of a cell; cells run side by side
 
 
 def run_law(

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pmd.files import read_json
-from pmd.model.from_scratch import Base, read_bases
+from pmd.model.settings import Base, read_bases
 from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.sampling.accuracy import accuracy, pass_at_k

@@ -84,13 +84,22 @@ def name_of(config: Train, label: str, base: int) -> str:
 
 
 def jobs(grid: dict[str, Any], train: dict[str, Any], methods: dict[str, dict], bases: Path = BASES) -> list[Job]:
-    """Every run of the grid, one seed of all cells after another; all are checked here, before the first starts.
+    """Every run of the grid with its base model's folder; all are checked here, before the first starts."""
+    planned = runs(grid, train, methods)
+    models = {base: base_folder(base, bases) for _, _, base in planned}
+    return [
+        Job(config, models[base], name_of(config, label, base), {"variant": label, "base": base})
+        for config, label, base in planned
+    ]
+
+
+def runs(grid: dict[str, Any], train: dict[str, Any], methods: dict[str, dict]) -> list[tuple[Train, str, int]]:
+    """(settings, variant, base model) of every run of the grid, one seed of all cells after another, all checked.
 
     A run's seed is a hundred times its base model's number plus its own, so that no two runs of a cell share prompts.
     """
     found = params.read(Grid, "grid", grid)
     regimes = [params.read(Regime, f"grid.regimes[{i}]", entry) for i, entry in enumerate(found.regimes)]
-    models = {base: base_folder(base, bases) for base in found.bases}
     values = {"train": train, "methods": methods}
     made = []
     for seed in found.seeds:  # outermost, so that a map that is stopped has something of every cell
@@ -100,10 +109,8 @@ def jobs(grid: dict[str, Any], train: dict[str, Any], methods: dict[str, dict], 
                     for label in regime.methods or found.methods:  # innermost: what is compared runs at the same time
                         method, own = variant(label)
                         settings = changes(regime, train) | own | {"lr": lr}
-                        config = train_config(method, 100 * base + seed, values, **settings)
-                        tags = {"variant": label, "base": base}
-                        made.append(Job(config, models[base], name_of(config, label, base), tags))
-    names = [job.name for job in made]
+                        made.append((train_config(method, 100 * base + seed, values, **settings), label, base))
+    names = [name_of(*run) for run in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     params.require(twice is None, "grid", twice, "without runs that are there twice")
     return made

@@ -229,13 +229,22 @@ def whole(response: str) -> str:
     return value_of(text.rstrip(".").strip())
 
 
+SAID_WHY = re.compile(
+    rf"(\b(?:it|that|this)(?:'s| is| was)\s+[$€£¥]?\s?{NUMBER.pattern}(?: [a-z]+)?),"
+    r"\s+(?:he|she|they|we|it)\s[^\n.=]*\.?\s*$",
+    re.IGNORECASE,
+)
+"""A conclusion at the end, and behind it a remark that computes nothing: `It is $18, she sells 9 eggs`."""
+
+
 def last_expression(tail: str) -> str:
     """The last number or formula: the number where one follows the last formula, and in bold before others.
 
-    Empty if the response ends within a formula, or if the sentence concludes nothing.
+    A remark behind a conclusion is not searched. Empty if the response ends within a formula, or if the sentence
+    concludes nothing.
     """
     bold = [match[1] for match in BOLD_TEXT.finditer(tail.rpartition("\n")[2] or tail)]
-    tail = plain(tail).rstrip()
+    tail = SAID_WHY.sub(r"\1", plain(tail).rstrip())
     start, stop, formula = [(0, 0, ""), *formulas(tail)][-1]
     rest = tail[stop:]
     if OPEN_FORMULA.search(rest):

@@ -87,14 +87,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
     If the tokenizer has a chat template, the prompt is the user's message, followed by the start of the assistant's;
     SYSTEM stands before it where the template needs a system message. An end of sequence that the tokenizer appends
-    to every text is left out, since a response must follow. ValueError in one line if the template takes no prompt.
+    to every text is left out, since a response must follow. ValueError in one line if the template takes no prompt, or
+    if the vocabulary is one of single characters, as that of the embedded task, and lacks one of the prompt's.
     """
     if tokenizer.chat_template:
         turns = [*_opening(tokenizer, str(tokenizer.chat_template)), {"role": "user", "content": prompt}]
         return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
     ids, eos = tokenizer.encode(prompt), tokenizer.eos_token_id
+    if (len(ids) < len(prompt) or tokenizer.unk_token_id in ids) and len(tokenizer) < 1000:
+        _refuse_unknown(tokenizer, prompt)
     appended = len(ids) > 1 and ids[-1] == eos and not prompt.endswith(tokenizer.eos_token)
     return ids[:-1] if appended else ids
+
+
+def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """ValueError that names the prompt's characters outside a vocabulary of single characters, which drops them."""
+    names = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    unknown = " ".join(repr(character) for character in dict.fromkeys(prompt) if character not in names)
+    if unknown and all(len(name) == 1 for name in names):
+        raise ValueError(f"prompt {prompt!r}: has {unknown}, and the vocabulary is {''.join(sorted(names))}")
 
 
 SYSTEM = "You are a helpful assistant."

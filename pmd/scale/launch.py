@@ -10,8 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from pmd.bar import progress_bar
 from pmd.files import ROOT, read_json, read_jsonl, write_json
 from pmd.harness.config import Train, identity
 from pmd.harness.progress import last_row, show
@@ -53,7 +52,7 @@ def _run(values: dict[str, Any], entry: Scale, config: Train, work: Path) -> Non
     given, log = work / "params.json", work / "torchrun.log"
     write_json(given, values)
     done = last_row(work)["step"]
-    with tqdm(total=config.steps, desc=entry.name, unit="step", initial=done, mininterval=5) as bar:
+    with progress_bar(total=config.steps, desc=entry.name, unit="step", initial=done, mininterval=5) as bar:
         failed = torchrun.run(
             ["pmd", "scale", entry.name, "--params", str(given)],
             entry.ranks,

@@ -13,7 +13,8 @@ from pmd import params
 from pmd.files import ROOT
 from pmd.harness.config import Train, train_config
 from pmd.model.device import GIB, held
-from pmd.model.from_scratch import build_policy, read_bases
+from pmd.model.from_scratch import build_policy
+from pmd.model.settings import read_bases
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.scale.entry import read_scale
 from pmd.scale.memory import RESERVE, Parts, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine

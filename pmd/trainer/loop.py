@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from pmd.bar import progress_bar
 from pmd.files import read_json, write_json
 from pmd.harness import run_folder
 from pmd.harness.clock import Clock, timing
@@ -85,7 +85,7 @@ def train(
     policy, main = make_policy(config, base, device, engine, own), distributed.world()[0] == 0
     state, waiting = _start(out, wanted, policy)
     hidden, name = not (progress and main), f"{config.method}/{config.seed}"
-    bar = tqdm(total=config.steps, initial=max(0, state["step"]), disable=hidden, desc=name)
+    bar = progress_bar(total=config.steps, initial=max(0, state["step"]), disable=hidden, desc=name)
 
     def write(name: str, row: dict) -> None:
         if main:
