@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,8 @@ def test_the_wheel_works_with_torch_and_numpy_alone(tmp_path):
         assert {Path(name).parts[0] for name in opened.namelist()} == {"pmd", f"pmd-{VERSION}.dist-info"}
     python = bare_environment(tmp_path / "venv")
     install = [*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True)
+    # a checkout on PYTHONPATH would count as pmd installed already
+    subprocess.run(install, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
     script = shutil.copy(ROOT / "tests" / "package_alone.py", tmp_path)  # there no pmd stands beside it
     done = subprocess.run([python, "-I", script, VERSION], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
