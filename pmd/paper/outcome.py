@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pandas as pd
 from pmd.files import ROOT
 from pmd.paper.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from pmd.paper.frames import SETS, Evidence, cell, chosen, final, scores
+from pmd.paper.verdicts import parse, read
 
 
 def known_verdicts(table: Path, root: Path = ROOT) -> tuple[str, dict[str, str]]:
@@ -22,15 +22,9 @@ def known_verdicts(table: Path, root: Path = ROOT) -> tuple[str, dict[str, str]]
     try:
         command = ["git", "show", f"HEAD:./{table.relative_to(root).as_posix()}"]
         shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-        return "committed", _verdicts(shown)
+        return "committed", parse(shown, table.name)
     except (OSError, subprocess.CalledProcessError):  # no git, no commit, or the file is in none
-        return "before", _verdicts(table.read_text(encoding="utf-8")) if table.exists() else {}
-
-
-def _verdicts(text: str) -> dict[str, str]:
-    rows = list(csv.DictReader(text.splitlines()))
-    column = "verdict (default)" if rows and "verdict (default)" in rows[0] else "verdict"
-    return {row[""]: row[column].partition(" – ")[0].partition(" (")[0] for row in rows}
+        return "before", read(table) if table.exists() else {}
 
 
 def beside(verdicts: pd.DataFrame, when: str, known: dict[str, str]) -> str:

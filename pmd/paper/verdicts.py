@@ -17,11 +17,15 @@ def read(path: Path) -> dict[str, str]:
     """
     path = path / "tables" / "T1.csv" if path.is_dir() else path
     require(path.is_file(), "T1.csv", str(path), "a table of claims that a run made, or its folder results/<preset>")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse(text: str, where: str) -> dict[str, str]:
+    """The same of the text of a T1.csv; where: its name in the error."""
+    rows = list(csv.DictReader(text.splitlines()))
     columns = rows[0].keys() if rows else set()
     column = "verdict (default)" if "verdict (default)" in columns else "verdict"
-    require({"", "claim", column} <= set(columns), str(path), sorted(columns), "a table with the columns of T1.csv")
+    require({"", column} <= set(columns), where, sorted(columns), "a table with the columns of T1.csv")
     return {row[""]: row[column].partition(" (")[0].partition(" – ")[0] for row in rows}
 
 
