@@ -173,7 +173,7 @@ def overlap(train: Iterable[dict], test: Iterable[dict]) -> list[str]:
 
 
 def write_set(name: str, out: Path, metrics: Path | None = None) -> str:
-    """Write the set that params.yaml calls `name`, cleaned, as JSONL, and its counts as JSON; returns them in words."""
+    """Write the set that params.yaml calls `name`, cleaned, as JSONL, and its counts as JSON; says what was made."""
     values = params.load(ROOT / "params.yaml")
     sets = {}
     for key in ("sets", "hub_sets"):
@@ -184,7 +184,7 @@ def write_set(name: str, out: Path, metrics: Path | None = None) -> str:
     write_jsonl(out, rows)
     if metrics:
         write_json(metrics, asdict(counts))
-    return f"{name}: {counts}"
+    return f"{out}: {counts}"
 
 
 def report_overlap(train: Path, test: Path) -> str:

@@ -32,13 +32,13 @@ def beside(verdicts: pd.DataFrame, when: str, known: dict[str, str]) -> str:
 
     verdicts: columns row and verdict. when, known: of `known_verdicts`.
     """
-    lines = [f"{'':4}{'verdict':30}{when if known else ''}"]
+    lines = [f"{'':4}{'verdict':30}{when if known else ''}".rstrip()]
     differ = []
     for row, verdict in zip(verdicts["row"], verdicts["verdict"], strict=True):
         old = known.get(row, "–" if known else "")
         differs = bool(known) and old != verdict
         differ += [row] if differs else []
-        lines.append(f"{row:4}{verdict:30}{old}{'   differs' if differs else ''}")
+        lines.append(f"{row:4}{verdict:30}{old}{'   differs' if differs else ''}".rstrip())
     if not known:
         return "\n".join([*lines, "there are no verdicts to compare these with"])
     same = f"{len(verdicts) - len(differ)} of {len(verdicts)} verdicts are the same as {when}"
