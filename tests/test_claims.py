@@ -145,7 +145,7 @@ def test_what_was_not_run_is_not_testable(tmp_path):
 def test_two_presets_side_by_side_name_what_disagrees(tmp_path):
     one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
     other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
-    joined = claims.beside(study=one, default=other).set_index("row")
+    joined = claims.beside(study=one, default=other, own={"train", "law", "finite"}).set_index("row")
     assert joined.disagree["a1"]
     assert not joined.disagree[["a2", "d1", "g"]].any()
     assert joined["verdict (default)"]["a1"] == CONTRADICTED
@@ -183,7 +183,9 @@ def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():
 def test_where_study_and_default_disagree_the_finding_says_it(tmp_path):
     one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
     other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
-    assert "disagree** on a1, a3" in claims.finding(claims.beside(default=other, study=one))
+    assert "disagree** on a1, a3" in claims.finding(
+        claims.beside(default=other, study=one, own={"train", "law", "finite"})
+    )
 
 
 def test_evidence_of_another_schema_is_refused_in_one_line(tmp_path):

@@ -153,7 +153,7 @@ def test_the_study_comes_first_and_the_default_beside_it(evidence, page, tmp_pat
     study = tmp_path_factory.mktemp("study")
     style.save(*figures.robustness_map(evidence), study / "figures" / "F8")
     write(tables.stability(evidence), study / "tables")
-    joined = claims.beside(study=rows, default=rows)
+    joined = claims.beside(study=rows, default=rows, own={"train", "law", "finite"})
     write(tables.claims_table(joined), folder / "tables")
     assert "verdict (default)" in markdown(tables.claims_table(joined))
     text = report.build(folder, joined, "test", study).read_text()

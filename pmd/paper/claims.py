@@ -6,7 +6,7 @@ so that nobody writes by hand what the outcome was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,15 +195,21 @@ def verdict(claim: Claim, answer: Answer, p: float) -> str:
     return UNDECIDED
 
 
-def beside(*, default: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+EXPERIMENT = {"a": "train", "b": "train", "c": "train", "d": "finite", "e": "law"}
+"""The experiment that the rows of a letter ask."""
+
+
+def beside(*, default: pd.DataFrame, study: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     """The study's table with the default's verdict and effect beside it, and whether two decided verdicts disagree.
 
-    The two are given by name, since nothing would show that they were swapped.
+    own: the experiments of the study that are its own (`frames.study`); rows of the others are the default's, and
+    `of_default`. The two tables are given by name, since nothing would show that they were swapped.
     """
     joined = study.merge(default[["row", "verdict", "effect"]], on="row", how="left", suffixes=("", " (default)"))
     decided = {SUPPORTED, CONTRADICTED}
     pairs = zip(joined["verdict"], joined["verdict (default)"], strict=True)
-    return joined.assign(disagree=[{a, b} == decided for a, b in pairs])
+    borrowed = [EXPERIMENT.get(row[0], "") not in {*own, ""} for row in joined["row"]]
+    return joined.assign(disagree=[{a, b} == decided for a, b in pairs], of_default=borrowed)
 
 
 def finding(table: pd.DataFrame) -> str:
@@ -226,6 +232,9 @@ def finding(table: pd.DataFrame) -> str:
                 lines.append(f"**{lead}{how}:** {said}.")
     if "disagree" in table and table["disagree"].any():
         lines.append(f"**The study and the default run disagree** on {', '.join(table['row'][table['disagree']])}.")
+    if "of_default" in table and table["of_default"].any():
+        rows = ", ".join(table["row"][table["of_default"]])
+        lines.append(f"**Of the default run alone**, because the study has not finished the like: {rows}.")
     absent = table[table["verdict"] == NOT_TESTABLE]
     if len(absent):
         said = "; ".join(f"{row.brief} ({row.row})" for row in absent.itertuples())

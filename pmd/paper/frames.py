@@ -6,7 +6,7 @@ pmd/experiments/evidence.py, law.py and finite.py say what the columns are.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +44,11 @@ class Evidence:
 
 def load(folder: Path) -> Evidence:
     """The frames in a folder; ValueError in one line if the training map is missing or a file has another schema."""
-    found = {}
-    for name, columns in COLUMNS.items():
-        file = folder / f"{name}.parquet"
-        if not file.exists():
-            if name not in ("law", "finite"):
-                raise ValueError(f"{file}: missing; first execute notebooks 1 to 3 for this preset, or run `dvc repro`")
-            continue
-        frame = pd.read_parquet(file)
-        if lacking := sorted(columns - set(frame.columns)):
-            raise ValueError(f"{file}: of another schema, it has no column {', '.join(lacking)}")
-        found[name] = frame
+    found = _read(folder)
+    for name in ("runs", "steps", "evals", "bases"):
+        if name not in found:
+            file = folder / f"{name}.parquet"
+            raise ValueError(f"{file}: missing; first execute notebooks 1 to 3 for this preset, or run `dvc repro`")
     runs, evals = found["runs"], found["evals"]
     keys = ["run", "variant", "method", "minibatches", "staleness", "lr", "base", "seed"]
     for name in ("steps", "evals"):
@@ -63,6 +57,40 @@ def load(folder: Path) -> Evidence:
         raise ValueError(f"{folder / 'evals.parquet'}: of other runs than runs.parquet beside it")
     shares = [accuracy({"correct": row.correct, "k": row.k}) for row in evals.itertuples()]
     return Evidence(**found | {"evals": found["evals"].assign(accuracy=shares)})
+
+
+def study(folder: Path, default: Evidence) -> tuple[Evidence, set[str]] | None:
+    """(the study's evidence, the experiments in it that are its own: law, finite, train); None if there are none.
+
+    A study is run in parts. What it has not finished is the default's: its training map counts when every cell of the
+    default's map was trained from at least as many base models.
+    """
+    found = _read(folder)
+    own = {name for name in ("law", "finite") if name in found}
+    whole = load(folder) if {"runs", "steps", "evals", "bases"} <= set(found) else None
+    if whole and _covers(whole.runs, default.runs):
+        own |= {"train"}
+    if not own:
+        return None
+    training = whole if whole and "train" in own else default
+    return replace(training, **{name: found.get(name, getattr(default, name)) for name in ("law", "finite")}), own
+
+
+def _covers(mine: pd.DataFrame, theirs: pd.DataFrame) -> bool:
+    counts = [runs.groupby(["variant", "minibatches", "staleness", "lr"]).base.nunique() for runs in (mine, theirs)]
+    return bool((counts[0].reindex(counts[1].index).fillna(0) >= counts[1]).all())
+
+
+def _read(folder: Path) -> dict[str, pd.DataFrame]:
+    found = {}
+    for name, columns in COLUMNS.items():
+        file = folder / f"{name}.parquet"
+        if not file.exists():
+            continue
+        found[name] = pd.read_parquet(file)
+        if lacking := sorted(columns - set(found[name].columns)):
+            raise ValueError(f"{file}: of another schema, it has no column {', '.join(lacking)}")
+    return found
 
 
 def ordered(variants: Iterable[str]) -> list[str]:

@@ -87,7 +87,10 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
         own = Section(
             "The default run", "The same, from the run that `make repro` makes on other base models and seeds."
         )
-        own.figures, own.tables = pictures(directory, [*LEAD, "F5", "F6", "F7"]), tables(directory, ["T2", "T3"])
+        own.figures = pictures(directory, ["law", "finite"])
+        if not rows["of_default"].any():  # otherwise what stands above already is the default's training
+            own.figures += pictures(directory, ["F8", "F5", "F6", "F7"])
+            own.tables = tables(directory, ["T2", "T3"])
         found.insert(4, own)
     return [part for part in found if part.prose or part.figures or part.tables]
 
@@ -170,7 +173,8 @@ def _section(part: Section) -> str:
 def _claim(row: dict) -> str:
     """A row of the claims as a line with verdict and effect, which opens on the reason."""
     weak = ", but too few base models to rely on it" if row["cautious"] != row["verdict"] else ""
-    other = f"; the default run: {row['verdict (default)']}" if "verdict (default)" in row else ""
+    beside = "verdict (default)" in row and not row["of_default"]
+    other = f"; the default run: {row['verdict (default)']}" if beside else ""
     effect = f"{cell_text(row['effect'])} {row['unit']}".strip() if row["effect"] else ""
     kind = row["verdict"].split(" ")[0]
     return (

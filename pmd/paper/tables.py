@@ -27,6 +27,8 @@ def claims_table(rows: pd.DataFrame) -> Table:
     for row in rows.to_dict("records"):
         weak = " (too few base models to rely on it)" if row["cautious"] != row["verdict"] else ""
         record = {"": row["row"], "verdict" + (" (study)" if both else ""): row["verdict"] + weak}
+        if both and row["of_default"]:
+            record["verdict (study)"] = "–"
         if both:
             record["verdict (default)"] = row["verdict (default)"] + (" – disagrees" if row["disagree"] else "")
         record |= {"claim": row["claim"], "effect": row["effect"], "unit": row["unit"], "why": row["reason"]}
