@@ -159,7 +159,7 @@ def test_what_is_sampled_again_and_what_is_not(tiny, tiny_dir, tmp_path, small_b
     assert len(counted) == 4
 
 
-JUDGES = behind({"problems/verifier.py"})  # verdicts are made anew from the stored text
+JUDGES = behind({"problems/verifier.py", "problems/reward.py"})  # verdicts are made anew from the stored text
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -223,7 +223,7 @@ def test_the_command_writes_rows_and_counts(root, capsys):
         "asks": 0,
         "asks_twice": 0,
     }
-    assert capsys.readouterr().out.startswith("good: 2 rows, ")
+    assert capsys.readouterr().out.startswith(f"{root / 'out' / 'good.jsonl'}: 2 rows, ")
     main(["overlap", str(root / "out" / "good.jsonl"), str(root / "out" / "good.jsonl")])
     assert re.match(r"1 of 1 prompts of .*\ngood-0\n$", capsys.readouterr().out)
 

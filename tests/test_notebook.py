@@ -52,7 +52,7 @@ def test_what_jupyterlab_saves_into_a_notebook_changes_nothing_that_a_stage_depe
     """Outputs, counts, metadata and prose; code and the tag by which parameters are found do count."""
     books = tmp_path / "notebooks"
     shutil.copytree(ROOT / "notebooks", books, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    assert "8 notebooks" in notebook.write_sources(books, tmp_path / "before")
+    assert "the code of 9 notebooks" in notebook.write_sources(books, tmp_path / "before")
     for path in books.glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         book.metadata = {"kernelspec": {"name": "other", "display_name": "Other"}, "language_info": {"version": "9"}}

@@ -148,7 +148,7 @@ def test_several_nodes_are_told_the_command_and_reported_when_done(shared, launc
 
 
 def test_the_entry_to_paste_in_params_yaml_is_a_run(tmp_path):
-    text = (ROOT / "params.yaml").read_text().partition("\n# scale: # in place of the line above\n")[2]
+    text = (ROOT / "params.yaml").read_text().partition("\n# scale: # ")[2]
     lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
     pasted = YAML(typ="safe").load("\n".join(["scale:", *lines]))["scale"]
     assert set(pasted) == {"mine", "large"}

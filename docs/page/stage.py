@@ -62,7 +62,9 @@ def gather(root: Path, source: Path) -> None:
     shutil.rmtree(source, ignore_errors=True)
     docs = sorted(path.relative_to(root) for path in (root / "docs").glob("*.md"))
     notebooks = sorted(path.relative_to(root) for path in (root / "notebooks").glob("*.ipynb"))
-    figures = [path.relative_to(root) for path in (root / REPORT).parent.glob("**/*.svg")]
+    figures = [
+        path.relative_to(root) for part in ("default", "study") for path in (root / "results" / part).rglob("*.svg")
+    ]
     for path in [Path("README.md"), *docs, *figures, PAGE / "playground.md"]:
         copy(root / path, source / path)
     api = (root / PAGE / "api.md").read_text(encoding="utf-8")
@@ -74,7 +76,8 @@ def gather(root: Path, source: Path) -> None:
     page = inlined(explorer, root / PAGE)
     write(source / "files" / "explorer.html", page)
     write(source / PAGE / "explorer-part.html", page.split("<!-- explorer -->")[1].split("<!-- /explorer -->")[0])
-    copy(root / REPORT.with_suffix(".html"), source / "files" / "report.html")
+    alone = (root / REPORT.with_suffix(".html")).read_text(encoding="utf-8")
+    write(source / "files" / "report.html", re.sub(r'<a href="(?!https:|#)[^"]*">(.*?)</a>', r"\1", alone))
     title, _, story = moved((root / REPORT).read_text(encoding="utf-8"), REPORT.parent.as_posix()).partition("\n")
     names = {"notebooks": notebooks, "docs": docs}
     entries = {name: "\n".join(path.with_suffix("").as_posix() for path in paths) for name, paths in names.items()}

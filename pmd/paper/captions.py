@@ -19,7 +19,8 @@ CAPTIONS = {
     "practice does) to the solution.",
     "finite": "Finite samples. Success after one solved update from n rollouts, by the temperature τ_b of the "
     "baseline: PMD-part at τ_b = τ on the left, PMD-mean at ∞, baselines below the mean to its right; on the prompts "
-    "that the update learns from, on others, and per nat of movement.",
+    "that the update learns from, on others, and per nat of movement, "
+    "where the update moves at least 0.05 nats.",
     "F8": "The robustness map. Final accuracy over learning rate and K, the number of updates made from one batch of "
     "rollouts. White is the accuracy of the base models, × marks a cell that lost more than half of it, "
     "– was not run.",

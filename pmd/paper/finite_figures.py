@@ -22,6 +22,9 @@ LOOKS = [
 ]
 """Colour, marker and line of the numbers of rollouts, from the smallest up."""
 
+LEAST = 0.05
+"""The smallest −mean(s), in nats, by which a gain is divided."""
+
 PANELS = {
     "same": "gain on the same prompts [pp]",
     "other": "gain on other prompts [pp]",
@@ -32,13 +35,14 @@ PANELS = {
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
     """What each base model gains: columns tau, n, tau_b, base, and in percentage points same, other and per nat.
 
-    The means are over its seeds and prompts; per nat is the gain on the same prompts divided by the mean −mean(s).
+    The means are over its seeds and prompts; per nat is the gain on the same prompts divided by the mean −mean(s), NaN
+    where that is less than LEAST.
     """
     frame = frame.assign(gain=100 * (frame["after"].astype(float) - frame["before"]) / frame["samples"])
     key = ["tau", "n", "tau_b", "base"]
     table = frame.pivot_table(index=key, columns="set", values="gain", aggfunc="mean")
     moved = frame.groupby([*key, "seed"])["lam"].first().groupby(key).mean()
-    return table.assign(**{"per nat": table["same"] / moved}).reset_index()
+    return table.assign(**{"per nat": table["same"] / moved.where(moved >= LEAST)}).reset_index()
 
 
 def finite(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -72,7 +76,8 @@ def _panel(axis: Axes, mine: pd.DataFrame, panel: str, looks: dict) -> pd.DataFr
     records = []
     for shift, (n, (colour, marker, line)) in zip(np.linspace(-0.12, 0.12, len(looks)), looks.items(), strict=True):
         groups = [mine.loc[(mine["n"] == n) & (mine["tau_b"] == tau_b), panel] for tau_b in order]
-        mean, low, high = np.array([t_interval(group) for group in groups]).T
+        ends = [t_interval(group) if group.notna().all() else (np.nan,) * 3 for group in groups]
+        mean, low, high = np.array(ends).T
         x, colour = np.arange(len(order)) + shift, style.COLOURS[colour]
         axis.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=3, label=f"n = {n}")
         axis.vlines(x, low, high, color=colour, linewidth=0.8)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -94,7 +96,7 @@ def _errors(axis: Axes, mine: pd.DataFrame) -> pd.DataFrame:
     for quantity, colour, name in (("minus_mean_s", BOTH, "$-\\overline{s}$"), ("s", style.COLOURS["purple"], "$s$")):
         for place, line, marker in (("batch", "-", "o"), ("held out", (0, (3, 1.2)), "^")):
             groups = means[means["set"] == place].groupby(["tau", "how", "set", "step"])[quantity]
-            table = groups.apply(lambda x: pd.Series(t_interval(x), ["y", "low", "high"])).unstack().reset_index()
+            table = groups.apply(_geometric).unstack().reset_index()
             solved, practice = (table[table["how"] == how] for how in ("solved", "practice"))
             axis.plot(solved["step"], solved["y"], color=colour, linestyle=line, label=f"{name}, {place}")
             if mine["base"].nunique() >= BANDED:
@@ -103,9 +105,16 @@ def _errors(axis: Axes, mine: pd.DataFrame) -> pd.DataFrame:
             plotted.append(table.rename(columns={"step": "x"}).assign(panel="errors", quantity=quantity))
     steps = [step for step in sorted(mine.loc[mine["how"] == "solved", "step"].unique()) if step > 1]
     axis.set(xscale="log", yscale="log", xlabel="inner steps", ylabel="mean distance [nats]")
-    axis.set_xticks([0.6, *steps], ["one\npass", *(f"{step}" for step in steps)], minor=False)
+    crowded = [later < 1.6 * step for step, later in pairwise(steps)] + [False]
+    labels = ["" if near else f"{step}" for step, near in zip(steps, crowded, strict=True)]
+    axis.set_xticks([0.6, *steps], ["one\npass", *labels], minor=False)
     axis.set_xticks([], minor=True)
     return pd.concat(plotted, ignore_index=True)
+
+
+def _geometric(distances: pd.Series) -> pd.Series:
+    """The geometric mean over base models with its 95 % interval: on a logarithmic axis it has a lower end."""
+    return pd.Series(np.exp(t_interval(np.log(distances))), ["y", "low", "high"])
 
 
 def _distance(rows: pd.DataFrame, measured: str, predicted: str) -> pd.Series:
