@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -52,8 +53,10 @@ def test_the_law_plots_prompts_with_a_signal_and_their_distance_from_theory():
     assert set(dots["prompt"]) == {"rl-0", "rl-1"}
     errors = plotted[(plotted["panel"] == "errors") & (plotted["x"] == 4) & (plotted["set"] == "batch")]
     found = errors.set_index("quantity")
-    assert tuple(found.loc["minus_mean_s", ["y", "low", "high"]]) == pytest.approx(t_interval([0.1, 0.2]))
-    # |0.9 − 1| and |−0.8 + 1|, |−0.8 + 0.9|: the mean over both kinds and both prompts
+    assert tuple(found.loc["minus_mean_s", ["y", "low", "high"]]) == pytest.approx(
+        tuple(np.exp(t_interval(np.log([0.1, 0.2]))))  # the axis is logarithmic
+    )
+    # |0.9 − 1| and |−0.8 + 1|, |−0.8 + 0.9|: the mean over both kinds and both prompts, the same for both base models
     assert found.loc["s", "y"] == pytest.approx((0.1 + 0.2 + 0.1 + 0.1) / 4)
     curve = plotted[plotted["quantity"] == "failures, theory"]
     assert curve["y"].max() < 0
@@ -69,3 +72,15 @@ def test_finite_plots_gains_in_points_from_partition_to_below_the_mean():
     assert rows.loc["per nat", "mean"] == pytest.approx((37.5 / 0.5 + 62.5 / 1.0) / 2)
     assert list(plotted["tau_b"][:4]) == [0.1, 1.0, math.inf, -0.4]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0.1\npart", "1", "∞\nmean", "−0.4"]
+
+
+def test_a_gain_per_nat_is_left_out_where_hardly_anything_moved():
+    """Base model 2 moves by 0.02 nats: its quotient would be of noise, so the point of both is absent."""
+    frame = FINITE[FINITE["n"] == 4].copy()
+    frame.loc[(frame["base"] == 2) & (frame["tau_b"] == 1.0), "lam"] = 0.02
+    figure, plotted = finite_figures.finite(frame)
+    draw(figure)
+    point = plotted[plotted["panel"] == "per nat"].set_index("tau_b")["mean"]
+    assert np.isnan(point[1.0])
+    assert point.drop(1.0).notna().all()
+    assert plotted[plotted["panel"] == "same"]["mean"].notna().all()
