@@ -33,6 +33,7 @@ exclude_patterns = ["files"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_math_renderer = "mathml"
 
+nb_ipywidgets_js = {}  # sliders need a kernel; their scripts would come from another site
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
