@@ -66,12 +66,16 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
     lead = study or directory
     made = {"F1", "F2", "F3", "F4", "F4-chain"}
 
+    def present(folder: Path, kind: str, file: str) -> Path:
+        path = folder / kind / file  # what the study has not finished is the default's
+        return path if path.is_file() else directory / kind / file
+
     def pictures(folder: Path, names: list[str], judged: pd.DataFrame | None = None) -> list[tuple[str, Path, str]]:
-        paths = [(n, (directory / "theory" if n in made else folder) / "figures" / f"{n}.svg") for n in names]
+        paths = [(n, present(directory / "theory" if n in made else folder, "figures", f"{n}.svg")) for n in names]
         return [(name, path, caption(name, judged)) for name, path in paths if path.is_file()]
 
     def tables(folder: Path, names: list[str]) -> list[Path]:
-        return [path for name in names if (path := folder / "tables" / f"{name}.md").is_file()]
+        return [path for name in names if (path := present(folder, "tables", f"{name}.md")).is_file()]
 
     rest = [name for name in CAPTIONS if name not in (*LEAD, *made)]
     found = [
