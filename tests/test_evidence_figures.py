@@ -84,3 +84,11 @@ def test_a_gain_per_nat_is_left_out_where_hardly_anything_moved():
     assert np.isnan(point[1.0])
     assert point.drop(1.0).notna().all()
     assert plotted[plotted["panel"] == "same"]["mean"].notna().all()
+
+
+def test_an_exact_prediction_is_drawn_at_the_bottom_of_the_logarithmic_axis():
+    exact = LAW.assign(minus_mean_s=LAW["lam"])
+    figure, plotted = law_figures.law(exact)
+    draw(figure)
+    errors = plotted[(plotted["panel"] == "errors") & (plotted["quantity"] == "minus_mean_s")]
+    assert errors["y"].tolist() == pytest.approx([law_figures.TINY] * len(errors))

@@ -18,6 +18,9 @@ from pmd.theory.binary import binary_update
 
 SUCCESS, FAILURE, BOTH = (style.COLOURS[name] for name in ("blue", "vermillion", "black"))
 
+TINY = 1e-12
+"""The smallest distance, in nats, that a logarithmic axis shows."""
+
 TITLES = (
     "(a) $s$ of a response; curves: theory",
     "(b) $-\\overline{s}$ of a prompt; line: equal",
@@ -114,7 +117,8 @@ def _errors(axis: Axes, mine: pd.DataFrame) -> pd.DataFrame:
 
 def _geometric(distances: pd.Series) -> pd.Series:
     """The geometric mean over base models with its 95 % interval: on a logarithmic axis it has a lower end."""
-    return pd.Series(np.exp(t_interval(np.log(distances))), ["y", "low", "high"])
+    positive = distances.clip(lower=TINY)  # an exact prediction has no logarithm
+    return pd.Series(np.exp(t_interval(np.log(positive))), ["y", "low", "high"])
 
 
 def _distance(rows: pd.DataFrame, measured: str, predicted: str) -> pd.Series:
