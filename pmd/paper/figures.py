@@ -127,7 +127,7 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | No
     if rows.empty:
         return None
     figure = _figure(2.9)
-    ks = sorted(set(rows.minibatches))
+    ks, line = sorted(set(rows.minibatches)), {"color": style.COLOURS["black"], "lw": 0.8}
     for axis, k in zip(figure.subplots(1, len(ks), squeeze=False, sharey=True)[0], ks, strict=True):
         mine = rows[rows.minibatches == k]
         for name in ordered(mine.variant):
@@ -135,13 +135,13 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | No
             dots = {"ms": 2.5, "mew": 0.5, "alpha": 0.6, "mfc": look.get("markerfacecolor", look["color"])}
             axis.plot(part.lambda_theory, part["lambda"], look["marker"], color=look["color"], **dots)
         ends = [mine.lambda_theory.min(), mine.lambda_theory.max()]
-        axis.plot(ends, ends, color=style.COLOURS["black"], lw=0.8)
+        axis.plot(ends, ends, **line)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
         axis.set_yscale("symlog", linthresh=0.01)
         axis.yaxis.set_minor_locator(ticker.NullLocator())
         axis.set(title=f"K = {k}", xlabel="λ, solved update")
     figure.axes[0].set_ylabel("−mean(s), measured")
-    _legend(figure, rows.variant)
+    _legend(figure, rows.variant, more=[line | {"label": "−mean(s) = λ"}])
     return figure, rows[["variant", "minibatches", "lr", "run", "step", "lambda_theory", "lambda"]]
 
 
@@ -236,11 +236,15 @@ def _power(rate: float) -> str:
     return f"{float(digits):g}e−{-int(power)}"
 
 
-def _legend(figure: Figure, variants: Iterable[str], title: str = "", fresh: Iterable[str] = ()) -> None:
-    """One legend above all panels, in rows of at most four. fresh: the variants that are drawn on-policy, too."""
+def _legend(
+    figure: Figure, variants: Iterable[str], title: str = "", fresh: Iterable[str] = (), more: Iterable[dict] = ()
+) -> None:
+    """One legend above all panels, in rows of at most four. fresh: the variants that are drawn on-policy, too; more:
+    the looks of other lines."""
     looks = [style.variant_style(name) for name in ordered(variants)]
     own = [style.variant_style(name) for name in ordered(fresh)]
     looks += [look | _FRESH | {"label": f"{look['label']}, on-policy"} for look in own]
+    looks += more
     handles = [figure.axes[0].plot([], [], **look)[0] for look in looks]
     columns = -(-len(looks) // -(-len(looks) // 4))
     place = {"loc": "outside upper center", "ncols": columns, "columnspacing": 1.4}
