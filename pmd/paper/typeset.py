@@ -120,13 +120,20 @@ def _number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def _interval(value: Interval) -> str:
+    """Three numbers with as many decimals each: three significant digits of the largest."""
+    largest = max((abs(number) for number in value if np.isfinite(number) and number), default=100.0)
+    decimals = max(0, 2 - int(np.floor(np.log10(largest))))
+    estimate, low, high = (f"{round(number, decimals) + 0.0:,.{decimals}f}".replace("-", "−") for number in value)
+    return f"{estimate} [{low}, {high}]"
+
+
 def cell_text(value: Any) -> str:
     """A cell as text: three significant digits, an interval in brackets, – for what is absent."""
     if isinstance(value, Interval):
         if np.isnan(value.estimate):
             return "–"
-        ends = "" if np.isnan(value.low) else f" [{_number(value.low)}, {_number(value.high)}]"
-        return _number(value.estimate) + ends
+        return _number(value.estimate) if np.isnan(value.low) else _interval(value)
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
     return _number(value) if isinstance(value, float) else str(value)
