@@ -219,3 +219,17 @@ def test_a_claim_of_equality_is_decided_by_the_p_value_that_holm_corrects(effect
     (p, judged), _ = claims._judged((claim, claim), [answer, twin])
     assert judged == expected
     assert (p < 0.05) == (expected != UNDECIDED)
+
+
+def test_a_row_that_holm_alone_left_undecided_says_so(tmp_path):
+    """The same as above, in the table: the reason names both p-values, and in no other row."""
+    evidence.write(tmp_path, **evidence.frames(better("pmd-mean", 0.0)))
+    found = {
+        0.1: ("", SUPPORTED),
+        0.2: ("because; p = 0.034 alone, 0.068 with Holm's correction for all rows", UNDECIDED),
+    }
+    for effect, (reason, judged) in found.items():
+        claim = Claim("x", "", "", "", "", 0.15, 0, lambda _, e=effect: Answer(Effect(e, 0.02, 9.0), "because", 10, 20))
+        rows = claims.table(frames.load(tmp_path), (claim, claim))
+        assert rows.verdict.tolist() == [judged] * 2
+        assert rows.reason.tolist() == [reason or "because"] * 2

@@ -150,12 +150,19 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
                 "p": p,
                 "bases": answer.bases,
                 "runs": answer.runs,
-                "reason": answer.reason,
+                "reason": answer.reason + _lost(_asked(claim, effect), p, judged),
                 "metric": claim.metric,
             }
         )
     frame = pd.DataFrame(records)
     return frame.astype({"effect": object})
+
+
+def _lost(asked: float, corrected: float, judged: str) -> str:
+    """What to add to a reason where only the correction for the other rows left the row undecided."""
+    if not (judged == UNDECIDED and asked < LEVEL <= corrected):
+        return ""
+    return f"; p = {asked:.2g} alone, {corrected:.2g} with Holm's correction for all rows"
 
 
 def _judged(claims: tuple[Claim, ...], answers: list[Answer]) -> list[tuple[float, str]]:
