@@ -380,35 +380,36 @@ def train_settings(seed: int = 1, **changes) -> Train:
     return train_config("pmd-mean", seed, **shape | optimizer | loss | rest | changes)
 
 
-NOISE = 0.01
+NOISE = 0.016
 """Standard deviation of a policy's accuracy from one training seed to another.
 
 Measured once, by hand, on the test problems (the base model: 0.409), sampling of the answers included. This package's
-trainer: 0.483, 0.473, 0.468 and 0.480 with seeds 1 to 4, a standard deviation of 0.007. PMDTrainer: TRL_SEEDS. With RLOO's
-loss in place of the regression, PMDTrainer reached 0.360: far outside. Twice or half of τ it is the logged loss that
-tells, not the accuracy: with τ = 0.4 PMDTrainer reached 0.464 with a loss of 0.016, here 0.03 and more.
+trainer with seeds 1 to 4: 0.483, 0.473, 0.468 and 0.480. PMDTrainer with seeds 1 to 3: 0.468, 0.456 and 0.500. Their
+means are 0.476 and 0.475, their pooled standard deviation is 0.016. With RLOO's loss in place of the regression
+PMDTrainer reached 0.360, with a λ of 1.3 in place of 0.25. A τ of 0.4 in place of 0.2 hardly changes the accuracy,
+0.464, but halves the loss, from 0.036 to 0.016.
 """
 
-WIDEST = 0.1
-"""The widest interval of a difference that still tells RLOO's loss from the regression."""
+WIDEST = 0.16
+"""The widest interval of a difference that leaves out RLOO's loss, which costs 0.116: half of it is 0.08."""
 
 
-def interval(difference: np.ndarray, trained: int) -> tuple[float, float]:
-    """(low, high): the mean difference over problems, ± three standard errors.
+def interval(difference: np.ndarray, trained: int, errors: float) -> tuple[float, float]:
+    """(low, high): the mean difference over problems, ± so many standard errors.
 
     Their square adds what other problems would change and what another seed of each of `trained` policies would.
     """
     error = np.hypot(difference.std(ddof=1) / np.sqrt(len(difference)), NOISE * np.sqrt(trained))
-    return difference.mean() - 3 * error, difference.mean() + 3 * error
+    return difference.mean() - errors * error, difference.mean() + errors * error
 
 
 def test_a_run_reaches_the_accuracy_of_our_trainer_within_its_interval(tmp_path):
     made, config = splits(0, BLOCKS[:4]), train_settings()  # the embedded sets, without the supervised one
     logs = {name: run(config, made["rl"], tmp_path / name) for name, run in (("us", by_us), ("trl", by_trl))}
     base, us, trls = (accuracies(at, made["test"]) for at in (BASE, *(tmp_path / name / "last" for name in logs)))
-    assert interval(us - base, trained=1)[0] > 0
-    assert interval(trls - base, trained=1)[0] > 0
-    low, high = interval(trls - us, trained=2)
+    assert interval(us - base, trained=1, errors=2)[0] > 0
+    assert interval(trls - base, trained=1, errors=2)[0] > 0
+    low, high = interval(trls - us, trained=2, errors=3)
     assert low < 0 < high
     assert high - low < WIDEST
     loss, lam = (
