@@ -17,7 +17,9 @@ from pmd.__main__ import main
 from pmd.evaluators import benchmark, examples
 from pmd.files import ROOT, read_json, write_jsonl
 from pmd.model.loading import save_policy
+from pmd.problems.reward import read_reward
 from pmd.sampling.engine import ENGINES
+from tests.rewards import sevens
 from tests.test_pipeline import behind
 
 REAL = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data")
@@ -88,6 +90,29 @@ def test_none_solved_is_not_surely_none():
     assert benchmark._intervals(one, 0.0)["avg@2"]["low"] == 0.0
     paired = benchmark.compare(zeros, zeros)["metrics"]["avg@2"]
     assert (paired["low"], paired["high"]) == pytest.approx((-0.1157, 0.1157), abs=1e-4)
+
+
+def test_partial_rewards_have_a_mean_in_place_of_accuracy_and_of_all_that_counts_right_answers():
+    problems = [{"id": name, "prompt": "", "ground_truth": "3"} for name in "ba"]
+    samples = saved({"a": ["3", "4"], "b": ["7", "none"]})
+    reward = read_reward("tests.rewards:closeness")
+    scores = benchmark.per_problem(benchmark.rescore(samples, problems, reward), problems, reward, partial=True)
+    assert list(scores) == ["reward", "truncated", "length"]
+    assert scores["reward"].to_dict() == {"b": pytest.approx((1 / 5 - 3) / 2), "a": pytest.approx((1 + 1 / 2) / 2)}
+    wide = pd.DataFrame({"reward": [-3.0, 7.0]}, ["a", "b"])  # a reward may be more than 1: no end of it is cut off
+    found = benchmark._intervals(wide, 0.0)["reward"]
+    assert found["low"] < -3
+    assert found["high"] > 7
+
+
+def test_a_reward_of_0_and_1_counts_right_answers_but_names_none_that_could_vote():
+    problems = [{"id": name, "prompt": "", "ground_truth": "3"} for name in "ab"]
+    samples = saved({"a": ["7", "1", "1", "1"], "b": ["7", "7", "7", "2"]})
+    reward = read_reward("tests.rewards:sevens")
+    scores = benchmark.per_problem(benchmark.rescore(samples, problems, reward), problems, reward)
+    assert list(scores) == ["avg@4", "pass@2", "pass@4", "resampled best@4", "truncated", "length"]
+    assert scores["avg@4"].tolist() == [1 / 4, 3 / 4]
+    assert scores["pass@2"].tolist() == pytest.approx([1 / 2, 1])
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -231,6 +256,57 @@ def test_one_entry_end_to_end(tiny, tmp_path, monkeypatch):
     )
     assert set(alone) == {"problems", "model"}
     assert alone["model"] == metrics["model"]
+
+
+def test_an_entry_with_a_reward_of_its_own(tiny, tmp_path, counted):
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        tiny[0].model.norm.weight.data[0] += shift
+        save_policy(*tiny, tmp_path / name)
+        tiny[0].model.norm.weight.data[0] -= shift
+    write_jsonl(tmp_path / "set.jsonl", PROBLEMS)
+    paths = {"model": str(tmp_path / "a"), "against": str(tmp_path / "b"), "problems": str(tmp_path / "set.jsonl")}
+    folders = tmp_path / "runs", tmp_path / "results", tmp_path / "work"
+    for name, line in (("nan", "returned the reward nan"), ("nowhere", "must be a function of")):
+        with pytest.raises(ValueError, match=f"^reward: .*{line}") as refused:
+            benchmark.run(config(**paths, reward=f"tests.rewards:{name}"), *folders)
+        assert "\n" not in str(refused.value)
+    assert counted == []
+    benchmark.run(config(**paths), *folders)
+    counted.clear()
+    for trusted in (False, True):
+        metrics = benchmark.run(config(**paths, reward="tests.rewards:sevens", trusted=trusted), *folders)
+        assert counted == []  # another judge, the same text
+        assert metrics["reward"] == read_reward("tests.rewards:sevens").identity
+        samples = {role: pd.read_parquet(tmp_path / "runs" / f"{role}.parquet") for role in ("model", "against")}
+        means = {role: frame["reward"].mean() for role, frame in samples.items()}
+        assert samples["model"]["reward"].tolist() == sevens(samples["model"]["response"])
+        assert list(metrics["difference"]["metrics"]) == ["reward", "truncated", "length"]
+        assert metrics["model"]["metrics"]["reward"]["estimate"] == pytest.approx(means["model"], abs=1e-6)
+        difference = metrics["difference"]["metrics"]["reward"]["estimate"]
+        assert difference == pytest.approx(means["model"] - means["against"], abs=1e-6)
+        assert means["model"] != means["against"]
+    best = samples["model"]["reward"].max()
+    page = (tmp_path / "results" / "examples.md").read_text()
+    assert f"## One with the reward {best:g}: " in page
+    assert f"Its reward: {best:g}. The right answer:" in page
+    assert "extracted answer" not in page
+
+
+def test_models_are_compared_by_the_mean_reward_although_one_of_them_got_0_and_1_alone(tiny_dir, tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "set.jsonl", PROBLEMS[:2])
+    (tmp_path / "other").symlink_to(tiny_dir)
+    said = {tiny_dir: {"p0": ["7", "1"], "p1": ["1", "1"]}, tmp_path / "other": {"p0": ["7", "7"], "p1": ["7", "71"]}}
+
+    def sample(config, model, problems, *_):
+        return benchmark.rescore(saved(said[model]), problems, read_reward(config.reward)), problems
+
+    monkeypatch.setattr(benchmark, "sample", sample)
+    paths = {"model": str(tiny_dir), "against": str(tmp_path / "other"), "problems": str(tmp_path / "set.jsonl")}
+    entry = config(**paths, reward="tests.rewards:sevens")
+    metrics = benchmark.run(entry, tmp_path / "runs", tmp_path / "results", tmp_path / "work")
+    assert metrics["model"]["metrics"]["reward"]["estimate"] == 1 / 4
+    assert metrics["difference"]["metrics"]["reward"]["estimate"] == 1 / 4 - 7 / 8
+    assert not any(name.startswith(("avg", "pass")) for name in metrics["model"]["metrics"])
 
 
 def test_a_missing_model_is_one_line_before_any_work(tiny_dir, tmp_path):

@@ -13,6 +13,7 @@ from pmd.model.loading import load_policy, save_policy
 from pmd.sampling.accuracy import accuracy
 from pmd.sampling.engine import Sampling
 from pmd.sampling.scoring import COLUMNS, merge, respond, score, summarise_by_rule
+from tests.rewards import sevens
 
 PROBLEMS = [
     {"id": "a", "prompt": "1+1=", "ground_truth": "2", "difficulty": 2},
@@ -101,6 +102,20 @@ def test_the_policy_is_evaluated_in_the_type_asked_for(run, monkeypatch):
         config = params.read(Evaluate, "evaluate", asked | {"dtype": dtype})
         evaluate(config, run / "run" / "base", {"test": PROBLEMS})
     assert [model.dtype for model, _ in policies] == [torch.float32, torch.bfloat16]
+
+
+def test_a_policy_is_evaluated_by_a_reward_of_ones_own(run, monkeypatch):
+    config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 3, "max_tokens": 4})
+    for name, trusted in (("tests.rewards:sevens", False), (lambda completions: sevens(completions), True)):
+        found = evaluate(config, run / "run" / "base", {"test": PROBLEMS}, name, trusted)
+        assert found["reward"].tolist() == sevens(found["response"])
+        assert 0 < found["reward"].max() < 1, "nothing is partial"
+        assert found["correct"].tolist() == [reward == 1 for reward in found["reward"]]
+    monkeypatch.setattr(loading, "load_policy", None)  # refused before any work
+    for name, line in (("tests.rewards:nan", "returned the reward nan"), ("tests.rewards:seven", "a function of")):
+        with pytest.raises(ValueError, match=f"^reward: .*{line}") as refused:
+            evaluate(config, run / "run" / "base", {"test": PROBLEMS}, name)
+        assert "\n" not in str(refused.value)
 
 
 def test_what_cannot_be_evaluated_is_left_out_and_counted_or_refused(run, caplog):

@@ -20,6 +20,7 @@ from pmd.model.loading import load_policy
 from pmd.params import require
 from pmd.problems.prompts import fit
 from pmd.problems.reader import read_problems
+from pmd.problems.reward import Reward, read_reward, try_out
 from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
 from pmd.sampling.engine import MakeEngine, Sampling, context
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise_by_rule, verdicts
@@ -51,7 +52,8 @@ def run(config: Benchmark, samples_dir: Path, results: Path, work: Path, engine:
     Writes samples_dir/model.parquet (and against.parquet), results/metrics.json and results/examples.md. Blocks of
     finished prompts stay below `work`, shared by all entries, and are not sampled again. `engine` makes what samples,
     of the kind that `config.engine` names; None is PyTorch's. ValueError or FileNotFoundError in one line, before any
-    work, if a model folder or the problem file is missing or malformed, or if the engine is not handed in.
+    work, if a model folder or the problem file is missing or malformed, if the engine is not handed in, or if the
+    entry's reward cannot be called.
     """
     key, named = f"benchmark.{config.name}.engine", config.engine
     require(engine is not None or named == "torch", key, named, "torch where no other engine is handed in")
@@ -60,14 +62,18 @@ def run(config: Benchmark, samples_dir: Path, results: Path, work: Path, engine:
     for role, model in models.items():
         if not (ROOT / model / "config.json").is_file():
             raise ValueError(f"benchmark.{config.name}.{role}: {model} is not a model folder (it has no config.json)")
-    scores, metrics = {}, {"problems": config.problems}
-    for role, model in models.items():
-        samples, kept = sample(config, ROOT / model, problems, work, engine or TorchEngine)
-        scores[role] = per_problem(samples, kept)
+    own = read_reward(config.reward, config.trusted)
+    try_out(own, problems)
+    make = engine or TorchEngine
+    judged = {role: sample(config, ROOT / model, problems, work, make) for role, model in models.items()}
+    partial = own is not None and not all(samples["reward"].isin([0, 1]).all() for samples, _ in judged.values())
+    scores, metrics = {}, {"problems": config.problems} | ({"reward": own.identity} if own else {})
+    for role, (samples, kept) in judged.items():
+        scores[role] = per_problem(samples, kept, own, partial)
         atomic(samples_dir / f"{role}.parquet", lambda file, frame=samples: frame.to_parquet(file, index=False))
-        metrics[role] = {"path": model, "too_long": len(problems) - len(kept)} | metrics_of(samples, scores[role])
-        if role == "model":
-            write_text(results / "examples.md", page(samples, kept, f"{config.name}: {model}"))
+        counts = {"path": models[role], "too_long": len(problems) - len(kept)}
+        metrics[role] = counts | metrics_of(samples, scores[role])
+    write_text(results / "examples.md", page(*judged["model"], f"{config.name}: {config.model}", own is not None))
     if "against" in scores:
         metrics["difference"] = compare(scores["model"], scores["against"])
     write_json(results / "metrics.json", metrics)
@@ -81,8 +87,10 @@ def sample(
 
     Prompts are sampled in blocks, each from a seed of its own and kept on disk below `work` under a hash of all that
     decides its text, so neither an interruption nor a larger `limit` changes or repeats what is there. The verdicts
-    are made anew from the text, so that a block stays of use after a change of the verifier.
+    are made anew from the text, by the entry's reward where it has one, so that a block stays of use after a change of
+    what judges it.
     """
+    reward = read_reward(config.reward, config.trusted)
     model, tokenizer = load_policy(model_dir, config.device, config.dtype)
     engine = make(model, tokenizer.eos_token_id)
     most = context(engine.model.config)
@@ -105,9 +113,9 @@ def sample(
             frames.append(pd.read_parquet(path))
             right = sum(int(frame["correct"].sum()) for frame in frames) / sum(map(len, frames))
             bar.update(len(block))
-            speed = tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"accuracy {right:.3f}, {speed:,.0f} tokens/s", refresh=False)
-    return rescore(pd.concat(frames, ignore_index=True), problems), problems
+            speed = f"{tokens / (time.perf_counter() - start):,.0f} tokens/s"
+            bar.set_postfix_str(speed if reward else f"accuracy {right:.3f}, {speed}", refresh=False)
+    return rescore(pd.concat(frames, ignore_index=True), problems, reward), problems
 
 
 def _sampling(config: Benchmark) -> Sampling:
@@ -141,8 +149,8 @@ def _block_hash(config: Benchmark, model: str, seed: int, block: list[dict]) -> 
 # --- from samples to numbers, without a model ----------------------------------------------------------------------
 
 
-def rescore(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
-    """The same samples with fresh verdicts, problems in the given order.
+def rescore(samples: pd.DataFrame, problems: list[dict], reward: Reward | None = None) -> pd.DataFrame:
+    """The same samples with fresh verdicts, by each problem's rule or by a reward, problems in the given order.
 
     samples: at least prompt_id, sample, response and truncated. ValueError if an id is unknown, or if a problem has no
     samples or not as many as the first problem: the mean over whichever were answered is not the mean of the set.
@@ -157,26 +165,36 @@ def rescore(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
             expected = counts.get(next(iter(order)), 0) or "at least 1"
             raise ValueError(f"prompt_id {name!r}: has {counts.get(name, 0)} responses, must have {expected}")
     samples = in_order(samples, list(order)).drop(columns=VERDICT, errors="ignore").reset_index(drop=True)
-    judged = pd.DataFrame(verdicts(samples.to_dict("records"), problems), columns=VERDICT)
+    judged = pd.DataFrame(verdicts(samples.to_dict("records"), problems, reward), columns=VERDICT)
     return pd.concat([samples, judged], axis=1)[COLUMNS]
 
 
-def per_problem(samples: pd.DataFrame, problems: list[dict]) -> pd.DataFrame:
+def per_problem(
+    samples: pd.DataFrame, problems: list[dict], reward: Reward | None = None, partial: bool = False
+) -> pd.DataFrame:
     """The scores of each problem (index: its id), one column for each metric, whose value is the mean of its column.
 
     Metrics: avg@k, unbiased pass@j for j = 2, 4, … and k, "resampled best@k" (drawn with replacement, as the reference
-    code has it), maj@k over answers that the verifier calls equal, truncated, and length in tokens if it is known.
+    code has it), maj@k over answers that the verifier calls equal, truncated, and length in tokens if it is known. A
+    reward of your own finds no answers that could vote, so there is no maj@k. partial: its values are not 0 and 1
+    alone; then its mean, `reward`, stands in place of all that counts right answers.
     """
-    summary = summarise_by_rule(samples, problems)
+    summary, ids = summarise_by_rule(samples, problems, reward), [problem["id"] for problem in problems]
     k, correct = summary["k"], np.array(summary["correct"])
-    columns = {f"avg@{k}": correct / k}
-    columns |= {f"pass@{j}": pass_at_k(correct, k, j) for j in sorted({2**i for i in range(1, k.bit_length())} | {k})}
-    columns[f"resampled best@{k}"] = resampled_best_at_k(correct, k, k)
-    columns[f"maj@{k}"] = np.array(summary["majority"], dtype=float)
-    columns["truncated"] = samples.groupby("prompt_id")["truncated"].mean()[[p["id"] for p in problems]].to_numpy()
+    means = samples.groupby("prompt_id")[["reward", "truncated"]].mean().loc[ids]
+    if partial:
+        columns = {"reward": means["reward"].to_numpy()}
+    else:
+        columns = {f"avg@{k}": correct / k}
+        sizes = sorted({2**i for i in range(1, k.bit_length())} | {k})
+        columns |= {f"pass@{j}": pass_at_k(correct, k, j) for j in sizes}
+        columns[f"resampled best@{k}"] = resampled_best_at_k(correct, k, k)
+    if reward is None:
+        columns[f"maj@{k}"] = np.array(summary["majority"], dtype=float)
+    columns["truncated"] = means["truncated"].to_numpy()
     if samples["tokens"].notna().all():
         columns["length"] = np.array(summary["length"])
-    return pd.DataFrame(columns, index=[problem["id"] for problem in problems])
+    return pd.DataFrame(columns, index=ids)
 
 
 def metrics_of(samples: pd.DataFrame, scores: pd.DataFrame) -> dict:
@@ -199,10 +217,10 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict:
 
 
 def _intervals(scores: pd.DataFrame, least: float) -> dict:
-    """{metric: {estimate, low, high}}, clustered by problem; `least`: the lowest score there can be, 1 the highest."""
+    """{metric: {estimate, low, high}}, clustered by problem; `least`: the lowest share there can be, 1 the highest."""
     found = {}
     for name, column in scores.items():
-        bounds = (-np.inf, np.inf) if name == "length" else (least, 1.0)
+        bounds = (-np.inf, np.inf) if name in ("length", "reward") else (least, 1.0)
         generator = np.random.default_rng(derive(0, 0, f"interval/{name}"))
         interval = problem_interval(column.to_numpy(), bounds, generator)
         found[name] = {end: round(value, 6) for end, value in interval._asdict().items()}

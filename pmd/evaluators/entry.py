@@ -22,6 +22,8 @@ class Benchmark(Settings):
     model: str
     against: str  # compared with it problem by problem; the same folder: no comparison (DVC's paths cannot be null)
     problems: str  # a JSONL file
+    reward: str | None = None  # module:function in place of the verifier (pmd/problems/reward.py)
+    trusted: bool = False  # the reward runs in this process, without limits
     limit: int | None = Field(ge=1)  # the first problems alone; null: all
     engine: Annotated[str, one_of(ENGINES)]  # what samples
     device: Device  # cpu, cuda, cuda:1, …

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pmd.params import Device, Settings, greedy_once, require
 from pmd.problems.prompts import within
+from pmd.problems.reward import RewardFunction, read_reward, try_out
 from pmd.sampling.seeds import derive
 
 
@@ -28,16 +29,25 @@ class Evaluate(Settings):
     _greedy = model_validator(mode="before")(greedy_once)
 
 
-def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]]) -> pd.DataFrame:
+def evaluate(
+    config: Evaluate,
+    model_dir: str | Path,
+    sets: dict[str, list[dict]],
+    reward: str | RewardFunction | None = None,
+    trusted: bool = False,
+) -> pd.DataFrame:
     """Sample k answers of the policy in a model folder to each problem of every set, and score them.
 
     Each set is sampled from a seed of its own. Prompts that leave no room for a response in the model's context are
-    left out, and a warning counts them. Returns one row a response: the set's name in column `set`, then
-    `pmd.sampling.scoring.COLUMNS`. ValueError in one line if a set is empty or none of its prompts fits, if the folder
-    holds no model or if there is no such device.
+    left out, and a warning counts them. reward, trusted: as `pmd.train` takes them, in the verifier's place. Returns
+    one row a response: the set's name in column `set`, then `pmd.sampling.scoring.COLUMNS`, of which `reward` is what
+    the reward gave and `correct` whether that is full marks, 1. ValueError in one line if a set is empty or none of its
+    prompts fits, if the folder holds no model, if there is no such device or if the reward cannot be called.
     """
     for name, problems in sets.items():
         require(len(problems) > 0, f"sets.{name}", problems, "at least one problem")
+    own = read_reward(reward, trusted)
+    try_out(own, *sets.values())
     from pmd.model.loading import load_policy  # only here: a parent of worker processes needs no torch
     from pmd.sampling.engine import Sampling, context
     from pmd.sampling.scoring import respond
@@ -51,6 +61,6 @@ def evaluate(config: Evaluate, model_dir: str | Path, sets: dict[str, list[dict]
         if most is not None:
             problems = within(tokenizer, problems, most, config.max_tokens, f"sets.{name}")
         seed = derive(config.seed, 0, f"evaluate/{name}")
-        frames.append(respond(engine, tokenizer, problems, config.k, sampling, seed))
+        frames.append(respond(engine, tokenizer, problems, config.k, sampling, seed, own))
         frames[-1].insert(0, "set", name)
     return pd.concat(frames, ignore_index=True)

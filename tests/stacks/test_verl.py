@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import re
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import verl
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig
 from verl.workers.config.actor import PolicyLossConfig
 
 import pmd.verl
+from pmd.files import ROOT
 from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, leave_one_out_tilted, moved
 
 TAU = 0.3
@@ -190,6 +197,38 @@ def test_what_contradicts_the_objective_is_refused_in_one_line(work, message):
     with pytest.raises(ValueError, match=message) as refusal:
         work()
     assert "\n" not in str(refusal.value)
+
+
+def documented() -> tuple[dict[str, str], list[str]]:
+    """(environment, arguments) of the command in docs/stacks.md."""
+    text = (ROOT / "docs" / "stacks.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^(VERL_.*?)```", text, re.S | re.M)
+    first, *words = shlex.split(command.replace("\\\n", ""))
+    assert words[:3] == ["python", "-m", "verl.trainer.main_ppo"]
+    return dict([first.split("=")]), words[3:]
+
+
+def test_the_settings_of_the_documentation_are_verls_own_and_name_what_is_registered():
+    """A key that verl's configuration lacks would be refused by hydra, as verl's own command would."""
+    _, arguments = documented()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", [*arguments, "+algorithm.tau=0.1", "+algorithm.tau_b=-0.4"])
+    settings = config.actor_rollout_ref.actor
+    assert core_algos.get_policy_loss_fn(settings.policy_loss.loss_mode) is pmd.verl.pmd_loss
+    assert core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator).__module__ == "pmd.verl"
+    assert settings.policy_loss.dro_beta == 0.1
+    assert settings.loss_agg_mode in pmd.verl.NORMALISE
+    for name, function, tau in (("pmd_part", OBJECTIVES["pmd-part"].advantage, 0.1),
+                                ("pmd_tilted", leave_one_out_tilted, -0.4)):  # fmt: skip
+        got, _ = core_algos.get_adv_estimator_fn(name)(token_rewards(), MASK, UID, config=config.algorithm)
+        torch.testing.assert_close(got, expected(function, tau)[:, None] * MASK)
+
+
+def test_verl_imports_it_where_the_environment_names_it():
+    environment, _ = documented()
+    code = "from verl.trainer.ppo.core_algos import get_policy_loss_fn as get; print(get('pmd').__module__)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, cwd=ROOT, capture_output=True)
+    assert done.stdout.decode().splitlines()[-1:] == ["pmd.verl"], done.stderr.decode()
 
 
 def test_it_may_be_imported_twice_but_not_with_another_version(monkeypatch):
