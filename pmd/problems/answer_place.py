@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from pmd.problems.boxes import LIST_SEPARATOR, listed
 from pmd.problems.brackets import equals_signs, split_outside
-from pmd.problems.normal_form import VARIABLE
+from pmd.problems.characters import VULGAR
+from pmd.problems.normal_form import UNITS, VARIABLE
 
 # --- formulas and numbers in running text -----------------------------------------------------------------------------
 
@@ -22,15 +23,25 @@ r"""A formula between delimiters: `$$…$$`, `$…$`, `\[…\]` or `\(…\)`."""
 
 MONEY = re.compile(r"\s?[-−]?\.?[0-9]")
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?:\s|[.,;]\s)|[.;]\s+[A-Z]|\s[-+*/=]\s*$")
-OPEN_FORMULA = re.compile(r"(?<!\\)(?:\$(?!\s?[-−]?\.?[0-9][^\\^_{}\n]*(?:\n|$))\s*\S|\\\(|\\\[)")
-
-UNITS = r"cm|mm|km|m|kg|g|mg|lbs?|oz|ft|in|hrs?|h|min|sec|s|mL|ml|L|mph|km/h"
-NUMBER = re.compile(
-    r"(?:^|(?<=[\s=($€£¥₹:\[{,~+*×÷≈>]))"
-    r"((?:(?<![\d)]\s)(?<![\w)*/.])[-−])?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:\s?/\s?[0-9]+(?!\d|\.\d))?(?:[eE][+-]?[0-9]{1,3}\b)?"
-    rf"(?:\s?\\?%)?)(?![\d]|[.,]\d)(?:(?=(?:{UNITS})(?:[²³^]|\b))|(?![\w}}^/]))"
+OPEN_FORMULA = re.compile(
+    r"(?<!\\)(?:\$(?!\s?[-−]?\.?[0-9](?:[^\\^_{}\n]|\\(?:times|cdot|div)\b)*(?:\n|$))\s*\S|\\\(|\\\[)"
 )
-"""A number in running text, such as `1,250`, `-.5`, `3/4`, `50%` or `12.5cm`, not part of a word or formula."""
+
+VALUE = rf"""
+    (?:(?:[0-9]+\s?)?{VULGAR}
+      |[0-9]+\ [0-9]+/[0-9]+
+      |[0-9]+(?::[0-9]+)+
+      |(?:[0-9]{{1,3}}(?:[ \u00a0\u2009\u202f][0-9]{{3}})+|[0-9][0-9,]*|(?=\.[0-9]))(?:\.[0-9]+)?
+       (?:\s?/\s?[0-9]+(?!\d|\.\d))?(?:[eE][+-]?[0-9]{{1,3}}\b)?)
+    (?:\s?\\?%)?"""
+NUMBER = re.compile(
+    rf"""(?:^|(?<=[\s=($€£¥₹:\[{{,~+*×÷≈>"“]))
+    ((?:(?<![\d)]\s)(?<![\w)*/.])[-−–])?{VALUE})
+    (?!\d|[.,]\d)(?:(?=(?:{UNITS}|[mghsL])(?:[²³^]|\b))|(?![\w}}^]|/(?![a-z]{{2}})))""",
+    re.VERBOSE,
+)
+"""A number in running text, such as `1,250`, `118 000`, `-.5`, `2 3/4`, `1½`, `50%`, `7:30`, `12.5cm` or `10/hour`, not
+part of a word or formula."""
 
 BOLD = re.compile(r"(?<![\w)])(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?![\w(])")
 BOLD_TEXT = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![\w(*])")
@@ -39,6 +50,14 @@ ITALIC = re.compile(
 )
 UNDERSCORED = re.compile(r"(?<![^\s(*:])_(?=[^\s_])([^_\n]{1,100})(?<=\S)_(?!\w)")
 CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
+TAG = re.compile(r"<\|[^|<>\n]{1,30}\|>|</?(?:b|i|u|em|strong|p|br|s|eos)\s?/?>")
+DRESSED = re.compile(r"\\(?:textbf|textit|emph|underline)\{([^{}]*)\}|“([^”\n]{1,60})”|‘([^’\n]{1,60})’")
+NEGATIVE_MONEY = re.compile(r"(?<![\w)*/.])(?<![\d)]\s)([-−–])\s?(\\?\$)\s?(?=\d)")
+ALIGNED = re.compile(
+    r"(?:\$\$|\\\[)?\s*\\begin\{(align|aligned|equation|gather|gathered|split|eqnarray)\*?\}(?P<lines>(?:[^\\$]|\\(?!end\{))*)"
+    r"\\end\{\1\*?\}\s*(?:\$\$|\\\])?"
+)
+CHOSEN = re.compile(r"\b(?:option|choice) (\(?[A-J]\)?) is (?:the )?(?:correct|right)\b[^.\n]*")
 PERCENT = re.compile(r"(?<=\d)\s?per\s?cent\b", re.IGNORECASE)
 REMARK = re.compile(
     r"(\d%?\$?[.,]?(?: [a-z]+(?=[a-z ]* \((?![^()]*(?:\bis\b|\bare\b|=)))){0,2})"
@@ -49,11 +68,20 @@ REMARK = re.compile(
 
 
 def plain(text: str) -> str:
-    """The text without Markdown's emphasis, GSM8K's calculator annotations and remarks that follow a number in
-    parentheses; a percentage is written with its sign."""
-    text = CALCULATOR.sub("", text).replace("`", "")
+    """The text without emphasis of Markdown, LaTeX and HTML, without GSM8K's calculator annotations and remarks that
+    follow a number in parentheses; a percentage is written with its sign, and of aligned formulas the last line stays.
+    """
+    text = TAG.sub("", CALCULATOR.sub("", text)).replace("`", "")
+    text = DRESSED.sub(lambda match: match[match.lastindex], text)
     text = UNDERSCORED.sub(r"\1", ITALIC.sub(lambda match: match[1] or match[2], BOLD.sub("", text)))
+    text = CHOSEN.sub(r"the answer is \1", NEGATIVE_MONEY.sub(r"\2\1", ALIGNED.sub(_last_line, text)))
     return REMARK.sub(r"\1", PERCENT.sub("%", text))
+
+
+def _last_line(match: re.Match[str]) -> str:
+    """The last line of aligned formulas as one formula."""
+    lines = [line for line in match["lines"].split("\\\\") if line.strip()]
+    return "$$" + lines[-1].replace("&", "").strip() + "$$" if lines else ""
 
 
 def formulas(text: str) -> Iterator[tuple[int, int, str]]:
@@ -88,9 +116,9 @@ def value_of(formula: str) -> str:
 # --- a phrase that announces the answer -------------------------------------------------------------------------------
 
 ANNOUNCED = re.compile(
-    r"\banswers?\b[ \t*]*(?:(?:to|for|of)\b[^.:\n$=]{0,80}?)?[ \t*]*"
-    r"(?:\b(?:is|are|was|must be|would be|should be|will be|comes out to|equals)\b[ \t]*:?|[:：=]|[-–—](?=\s))[ \t*:]*"
-    r"|(?:^|\n)[ \t]*####[ \t]+(?=[^\n]*\S)"
+    r"\b(?:answers?|ans|(?:correct|right|best) (?:option|choice))\b[ \t*]*(?:(?:to|for|of)\b[^.:\n$=]{0,80}?)?[ \t*]*"
+    r"(?:\b(?:is|are|was|must be|would be|should be|will be|comes out to|equals)\b[ \t]*:?|[:：=→⇒]|[-=]>|>>|[-–—](?=\s))[ \t*:]*"
+    r"|(?:^|\n)[ \t]*####(?!#)[ \t]*(?=[^\n]*\S)"
     r"|<answer>"
     r"|(?:^|\n)[ \t*]*A:[ \t*]+(?=[^\n]*\s*$)",
     re.IGNORECASE,
@@ -119,6 +147,9 @@ QUANTITY_FOLLOWS = re.compile(r"\s*\\?(?:[A-Za-z]+[.,]?\s+){1,3}(?:and\s+)?\$?\s
 SCALE_FOLLOWS = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|percent|%|\\%)", re.IGNORECASE)
 
 
+QUESTION = re.compile(r"[^.!?\n]*\?")
+ONE_CHOICE = re.compile(r"\(?[A-J]\)(?=\s|$)|[A-J][.:](?=\s)")
+NAMES = re.compile(r"\$\(?[A-Za-z](?:\s?,\s?[A-Za-z])*\)?\$")
 FINAL = re.compile(r"final answer\b", re.IGNORECASE)
 UNCERTAIN = re.compile(r"\bnot\b|n't\b|\b(?:least|most|than|between|or|if|unless|except|times)\b|\?", re.IGNORECASE)
 
@@ -128,6 +159,8 @@ def anchored(tail: str) -> str:
     tail = plain(tail)
     for anchor in reversed(list(ANNOUNCED.finditer(tail))):
         phrase = anchor[0].strip()
+        if QUESTION.match(tail, anchor.end()):
+            continue
         paragraph = CLOSING_PHRASE.split(tail[anchor.end() :].strip(), maxsplit=1)[0].partition("\n\n")[0].strip()
         if phrase.startswith("####") or phrase[:2] in ("A:", "a:"):
             paragraph = paragraph.partition("\n")[0]
@@ -144,6 +177,8 @@ def announced_value(paragraph: str) -> str:
     """
     lead = LEAD_IN.match(paragraph)
     paragraph = paragraph[lead.end() :] if lead else paragraph
+    if ONE_CHOICE.match(paragraph):
+        return paragraph.partition("\n")[0].strip(" .*")
     sentence = SENTENCE_END.split(paragraph, maxsplit=1)[0]
     verbs = [verb for verb in COPULA.finditer(sentence) if not _within_formula(sentence, verb.start())]
     if verbs and re.match(r"[A-Za-z]{2,}\s|[A-Za-z]\s(?!\+|-|=)", paragraph) and sentence[verbs[-1].end() :].strip():
@@ -152,12 +187,8 @@ def announced_value(paragraph: str) -> str:
     for start, end, formula in formulas(paragraph):
         if found and not listed(paragraph[stop:start]):
             break
-        if (
-            not found
-            and re.search(r"\d|\n\s*\S|[^\s(:]", paragraph[:start].replace("approximately", ""))
-            and (re.search(r"\d|\n", paragraph[:start]))
-        ):
-            break
+        if not found and re.search(r"\d|\n", paragraph[:start].strip("(:\n ")):
+            break  # the value stands before the formula
         found.append(formula)
         stop = end
     if found:
@@ -168,7 +199,8 @@ def announced_value(paragraph: str) -> str:
             return SENTENCE_END.split(paragraph, maxsplit=1)[0].strip()
         scale = SCALE_FOLLOWS.match(rest)
         return ", ".join(filter(None, found)) + (scale[0] if scale else "")
-    sentence = REASON.split(SENTENCE_END.split(paragraph, maxsplit=1)[0], maxsplit=1)[0].strip(" .*").strip()
+    sentence = REASON.split(SENTENCE_END.split(paragraph, maxsplit=1)[0], maxsplit=1)[0]
+    sentence = NAMES.sub("", sentence).strip(" .*")
     counted = NUMBER_WITH_UNIT.fullmatch(sentence)
     if counted:
         return counted[1].strip()
@@ -186,22 +218,36 @@ def _within_formula(text: str, position: int) -> bool:
 
 WHOLE_LENGTH = 200
 CONCLUDES = re.compile(
-    r"\b(?:so|thus|therefore|hence|then|total|altogether|in all|result|finally|conclude|gives?|is|are|was|were|be|"
-    r"equals?|makes?|made|gets?|got|obtain|find|found|has|have|had|left|remains?|leaves?|costs?|needs?|earns?|earned|pays?|paid|"
-    r"spends?|spent|takes?|took|sells?|sold|saves?|saved|receives?|buys?|bought|eats?|ate|uses?|used|weighs?|drives?|"
-    r"walks?|runs?|reads?|works?|each|per|sum|product|area|value|amount|number|it's|that's)\b|=|≈|→",
+    r"\b(?:so|thus|therefore|hence|then|total|altogether|in all|result|finally|conclude|will|is|are|was|were|be|has|have|had|"
+    r"equals?|gives?|makes?|made|gets?|got|obtain|find|found|left|remains?|leaves?|costs?|needs?|paid|spent|took|sold|bought|"
+    r"ate|won|lost|kept|gave|each|per|sum|product|area|value|amount|number|it's|that's|[a-z]{2,}ed)\b|"
+    r"\b(?:he|she|it|they|you|this|which|(?-i:[A-Z])[a-z]+) (?:[a-z]+ly )?[a-z]+s\b|=|≈|→",
     re.IGNORECASE,
 )
+"""What a sentence that concludes something has: such a word, a verb in the past tense, or a subject with its verb."""
+
 PLANS = re.compile(
-    r"\b(?:let me|let us|let's|lets|check|verify|double-check|consider|case \d|(?:we|i) (?:now )?have \d+ cases|"
-    r"step \d|wait|try|suppose|assume|recall|note that|(?:we|i) (?:still )?(?:need|have|want) to|"
-    r"(?:i|we)(?:'ll| will|'m| am|'re| are) |maybe|perhaps|might|equation|figure|theorem|lemma|method \d|hmm|"
-    r"question|exercise|example)\b|\?|"
+    r"^\s*let\b|\b(?:let me|let us|let's|lets|check(?:ed|ing)?|verify|verified|double-check|consider|case \d|"
+    r"(?:we|i) (?:now )?have \d+ cases|step \d+(?![^\n]*=)|wait|try|suppose|assume|recall|note that|"
+    r"(?:we|i) (?:still )?(?:need|have|want) to|(?:i|we)(?:'ll| will|'m| am|'re| are) |maybe|perhaps|might|equation|figure|"
+    r"theorem|lemma|method \d|hmm|question|problem says|exercise|example)\b|\?|:\s*$|"
+    r"\b(?:divide|multiply|plug|substitute|compute|calculate|look)\b(?![^\n]*(?:=|\bto (?:get|find|obtain)\b))|"
     r"^\s*(?:\d+[.)]\s|(?:next|first|second|third|now)\b,? (?:we|i|let)\b)",
     re.IGNORECASE,
 )
+"""What a sentence has that says what will be done, or refers to something else by its number."""
+
 BARE_FORMULA = re.compile(r"\\(?!text\b)[A-Za-z]+|\\\\")
-NEGATED = re.compile(r"(?:\bnot|n't)\s+(?:[a-z]+\s+)?[$€£]?$", re.IGNORECASE)
+NEGATED = re.compile(
+    r"(?:(?:\b(?:can)?not|n't)\s+(?:[a-z]+\s+)?|\b(?:more|less|fewer|greater|larger|smaller) than\s+|[≤≥≠<]\s*|(?<![-=\w])> ?|"
+    r"\bbetween (?:\S{1,9} and )?)[$€£¥]?$",
+    re.IGNORECASE,
+)
+"""What stands before a number that is denied, or only a bound of the answer."""
+
+MENTIONED = re.compile(r"\b(?:the|all|these|those|other|first|last|next|remaining|his|her|their|its)\s+[$€£¥]?$", re.IGNORECASE)
+"""What stands before a number that counts something known already: `the 280 pages`."""
+
 COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 ENGLISH = re.compile(r"\b(?:is|it|so|to|he|we|me|my|no|on|of|in|at|as|be|by|do|go|if|up|us|an|am)\b", re.IGNORECASE)
 FUNCTION_WORD = re.compile(r"\b(?:sqrt|sin|cos|tan|log|ln|exp|pi|infinity|and|or|max|min|gcd|lcm|mod)\b")
@@ -224,27 +270,31 @@ def whole(response: str) -> str:
         r"[A-Za-z]{2,}",
         FUNCTION_WORD.sub("", COMMAND.sub(" ", re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))),
     )
-    if (words and max(map(len, words)) > 2) or ENGLISH.search(text) or not re.search(r"[0-9A-Za-z\\√π∞]", text):
+    if re.fullmatch(r"[A-Za-z]+\.?", text):
+        return text.rstrip(".")
+    if (words and max(map(len, words)) > 2) or ENGLISH.search(text) or not re.search(r"[0-9A-Za-z\\√π∞¼-¾⅐-⅞]", text):
         return ""
     return value_of(text.rstrip(".").strip())
 
 
 SAID_WHY = re.compile(
-    rf"(\b(?:it|that|this)(?:'s| is| was)\s+[$€£¥]?\s?{NUMBER.pattern}(?: [a-z]+)?),"
-    r"\s+(?:he|she|they|we|it)\s[^\n.=]*\.?\s*$",
-    re.IGNORECASE,
+    rf"""(?:(?P<said>\b(?:it|that|this)(?:'s|\ is|\ was)\ [$€£¥]?\s?{VALUE}(?:\ [a-z]+)?),\ (?:he|she|they|we|it)\ [^\n.=]*
+    |(?P<value>(?:\b(?:is|are|was|equals)\ |=\s?)(?:\$[^$\n]+\$|[$€£¥]?\s?{VALUE})(?:\ [a-z]+)?)
+     (?:,?\ (?:when|where|if|since|because)|,\ (?:attained|achieved|reached|obtained|occurring|or|i\.?e\.?)|,?\ at(?=\ \$?[a-z]\s?=))
+     \ (?!.*\b(?:so|then|thus|hence|therefore)\b)(?:[^\n.]|\.\d)*)\.?\s*$""",
+    re.IGNORECASE | re.VERBOSE,
 )
-"""A conclusion at the end, and behind it a remark that computes nothing: `It is $18, she sells 9 eggs`."""
+"""A conclusion at the end, and behind it a remark or a reason: `It is $18, she sells 9 eggs`, `is $4$ when $a=b=2$`."""
 
 
 def last_expression(tail: str) -> str:
     """The last number or formula: the number where one follows the last formula, and in bold before others.
 
-    A remark behind a conclusion is not searched. Empty if the response ends within a formula, or if the sentence
-    concludes nothing.
+    A remark or a reason behind a conclusion is not searched. Empty if the response ends within a formula, or if the
+    sentence concludes nothing.
     """
     bold = [match[1] for match in BOLD_TEXT.finditer(tail.rpartition("\n")[2] or tail)]
-    tail = SAID_WHY.sub(r"\1", plain(tail).rstrip())
+    tail = SAID_WHY.sub(lambda match: match["said"] or match["value"], plain(tail).rstrip())
     start, stop, formula = [(0, 0, ""), *formulas(tail)][-1]
     rest = tail[stop:]
     if OPEN_FORMULA.search(rest):
@@ -260,6 +310,11 @@ def last_expression(tail: str) -> str:
     if not numbers and not formula:
         return ""
     begin = max([0, *(match.end() for match in SENTENCE_END.finditer(tail, 0, position))])
+    if numbers:
+        new = [match for match in numbers if not MENTIONED.search(rest, max(0, match.start() - 30), match.start(1))]
+        numbers = [match for match in new if stop + match.start(1) >= begin]
+        if not numbers:
+            return ""
     following = SENTENCE_END.search(tail, position)
     sentence = tail[begin : following.start() + 1 if following else len(tail)]
     alone = not re.search(r"[A-Za-z]{3,}", COMMAND.sub(" ", sentence))
@@ -279,9 +334,9 @@ def values_at_end(text: str) -> list[str]:
     values = [value_of(found[-1][2])]
     for (_, stop, formula), (start, _, following) in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
         gap = text[stop:start]
-        if (len(values) == 1 and not re.search(r"\b(?:and|or)\b", gap)) or not LIST_SEPARATOR.fullmatch(gap):
-            break
-        if [variable(formula) for formula in (formula, following)] not in ([None, None], [variable(formula)] * 2):
+        names = [variable(formula), variable(following)]
+        joined = len(values) > 1 or names[0] or re.search(r"\b(?:and|or)\b", gap)
+        if names[0] != names[1] or not joined or not LIST_SEPARATOR.fullmatch(gap):
             break
         values.insert(0, value_of(formula))
     return values

@@ -95,9 +95,9 @@ UNITS = (
 )
 """Units that may be written without a space behind a number, and words in their place."""
 
-GLUED_UNIT = re.compile(rf"(?<=\d)(?={UNITS}(?:\b|\^)|m\^\{{?[23])")
+GLUED_UNIT = re.compile(rf"(?<=\d)(?={UNITS}(?:\b|\^)|m\^\{{?[23]|/[a-z]{{2}})")
 UNIT = re.compile(
-    r"\(?(?:[A-Za-z]{2,}|[mgshLVNJKWCF](?![A-Za-z]))\.?(?:\^?\{?-?\d\}?)?(?:[/·][A-Za-z]+(?:\^?\{?-?\d\}?)?)*\)?[.,]?"
+    r"\(?/?(?:[A-Za-z]{2,}|[mgshLVNJKWCF](?![A-Za-z]))\.?(?:\^?\{?-?\d\}?)?(?:[/·][A-Za-z]+(?:\^?\{?-?\d\}?)?)*\)?[.,]?"
 )
 CHINESE_UNIT = re.compile(r"(?<=\d)\s?[一-鿿]{1,4}$")
 CHINESE_SCALE = re.compile(r"[十百千万亿兆半多余分之到至或和以零几]")
