@@ -24,7 +24,7 @@ r"""A formula between delimiters: `$$…$$`, `$…$`, `\[…\]` or `\(…\)`."""
 MONEY = re.compile(r"\s?[-−]?\.?[0-9]")
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?:\s|[.,;]\s)|[.;]\s+[A-Z]|\s[-+*/=]\s*$")
 OPEN_FORMULA = re.compile(
-    r"(?<!\\)(?:\$(?!\s?[-−]?\.?[0-9](?:[^\\^_{}\n]|\\(?:times|cdot|div)\b)*(?:\n|$))\s*\S|\\\(|\\\[)"
+    r"(?<!\\)(?:(?<!\d)(?<!\d )\$(?!\s?[-−]?\.?[0-9](?:[^\\^_{}\n]|\\(?:times|cdot|div)\b)*(?:\n|$))\s*\S|\\\(|\\\[)"
 )
 
 VALUE = rf"""
@@ -218,25 +218,31 @@ def _within_formula(text: str, position: int) -> bool:
 
 WHOLE_LENGTH = 200
 CONCLUDES = re.compile(
-    r"\b(?:so|thus|therefore|hence|then|total|altogether|in all|result|finally|conclude|will|is|are|was|were|be|has|have|had|"
-    r"equals?|gives?|makes?|made|gets?|got|obtain|find|found|left|remains?|leaves?|costs?|needs?|paid|spent|took|sold|bought|"
-    r"ate|won|lost|kept|gave|each|per|sum|product|area|value|amount|number|it's|that's|[a-z]{2,}ed)\b|"
-    r"\b(?:he|she|it|they|you|this|which|(?-i:[A-Z])[a-z]+) (?:[a-z]+ly )?[a-z]+s\b|=|≈|→",
+    r"\b(?:so|thus|therefore|hence|then|total|altogether|in all|result|finally|conclude|will|would|must|is|are|was|were|be|"
+    r"has|have|had|equals?|gives?|makes?|made|gets?|got|obtain|find|found|left|remains?|leaves?|costs?|needs?|paid|spent|took|"
+    r"sold|bought|ate|drank|ran|drove|read|won|lost|kept|gave|grew|each|per|sum|product|area|value|amount|number|it's|that's|"
+    r"[a-z]{2,}ed)\b|\b(?:he|she|it|they|you|this|which|(?-i:[A-Z])[a-z]+) (?:[a-z]+ly )?[a-z]+s\b|=|≈|→",
     re.IGNORECASE,
 )
 """What a sentence that concludes something has: such a word, a verb in the past tense, or a subject with its verb."""
 
-PLANS = re.compile(
-    r"^\s*let\b|\b(?:let me|let us|let's|lets|check(?:ed|ing)?|verify|verified|double-check|consider|case \d|"
-    r"(?:we|i) (?:now )?have \d+ cases|step \d+(?![^\n]*=)|wait|try|suppose|assume|recall|note that|"
-    r"(?:we|i) (?:still )?(?:need|have|want) to|(?:i|we)(?:'ll| will|'m| am|'re| are) |maybe|perhaps|might|equation|figure|"
-    r"theorem|lemma|method \d|hmm|question|problem says|exercise|example)\b|\?|:\s*$|"
-    r"\b(?:divide|multiply|plug|substitute|compute|calculate|look)\b(?![^\n]*(?:=|\bto (?:get|find|obtain)\b))|"
-    r"^\s*(?:\d+[.)]\s|(?:next|first|second|third|now)\b,? (?:we|i|let)\b)",
+DOUBTS = re.compile(
+    r"^\s*let (?!us (?:now )?calculate)|\b(?:let me|let's|lets|check(?:ed|ing)?|verify|verified|case \d|try|suppose|assume|"
+    r"recall|note that|maybe|perhaps|might|hmm|theorem|lemma|figure \d|method \d|cannot solve)\b|\?|:\s*$",
     re.IGNORECASE,
 )
-"""What a sentence has that says what will be done, or refers to something else by its number."""
+"""What a sentence has that settles nothing, even where it computes."""
 
+PLANS = re.compile(
+    r"\b(?:step \d|consider|wait|(?:we|i) (?:now )?have \d+ cases|(?:we|i) (?:still )?(?:need|have|want) to|"
+    r"(?:i|we)(?:'ll| will|'m| am|'re| are) |equation|figure|question|problem says|exercise|example|divide|multiply|plug|"
+    r"substitute|compute|calculate|look)\b|^\s*(?:\d+[.)]\s|(?:next|first|second|third|now)\b,? (?:we|i)\b)",
+    re.IGNORECASE,
+)
+COMPUTED = re.compile(r"\d[^=\n]*[-+*/×÷][^=\n]*=|\b(?:to|we) get\b", re.IGNORECASE)
+"""What a sentence has that says what will be done, unless it also computes something."""
+
+RESULT = re.compile(r"[=≈]\s*[$€£¥₹]?\s?$")
 BARE_FORMULA = re.compile(r"\\(?!text\b)[A-Za-z]+|\\\\")
 NEGATED = re.compile(
     r"(?:(?:\b(?:can)?not|n't)\s+(?:[a-z]+\s+)?|\b(?:more|less|fewer|greater|larger|smaller) than\s+|[≤≥≠<]\s*|(?<![-=\w])> ?|"
@@ -264,7 +270,7 @@ def whole(response: str) -> str:
     if pieces or OPEN_FORMULA.search(text):
         return ""
     counted = NUMBER_WITH_UNIT.fullmatch(text.rstrip("."))
-    if counted and not CONCLUDES.search(text) and not PLANS.search(text):
+    if counted and not any(pattern.search(text) for pattern in (CONCLUDES, DOUBTS, PLANS)):
         return counted[1].strip()
     words = re.findall(
         r"[A-Za-z]{2,}",
@@ -288,7 +294,8 @@ SAID_WHY = re.compile(
 
 
 def last_expression(tail: str) -> str:
-    """The last number or formula: the number where one follows the last formula, and in bold before others.
+    """What the last sentence with a number or a formula concludes: its number where one follows the last formula, in bold
+    before others, or else the last formula.
 
     A remark or a reason behind a conclusion is not searched. Empty if the response ends within a formula, or if the
     sentence concludes nothing.
@@ -299,33 +306,46 @@ def last_expression(tail: str) -> str:
     rest = tail[stop:]
     if OPEN_FORMULA.search(rest):
         return ""  # the response ends within a formula
-    numbers = [
-        match for match in NUMBER.finditer(rest) if not NEGATED.search(rest, max(0, match.start() - 30), match.start(1))
-    ]
     line = rest.rpartition("\n")[2]
     if BARE_FORMULA.search(line):
         after = COPULA.split(line)[-1].strip(" .")
         return "" if re.search(r"&|\\\\|[A-Za-z]{3,}", line if "&" in line else COMMAND.sub("", after)) else after
-    position = stop + numbers[-1].start(1) if numbers else start
+    numbers = [match for match in NUMBER.finditer(rest) if not _preceded(NEGATED, rest, match)]
     if not numbers and not formula:
         return ""
+    position = stop + numbers[-1].start(1) if numbers else start
     begin = max([0, *(match.end() for match in SENTENCE_END.finditer(tail, 0, position))])
-    if numbers:
-        new = [match for match in numbers if not MENTIONED.search(rest, max(0, match.start() - 30), match.start(1))]
-        numbers = [match for match in new if stop + match.start(1) >= begin]
-        if not numbers:
-            return ""
-    following = SENTENCE_END.search(tail, position)
-    sentence = tail[begin : following.start() + 1 if following else len(tail)]
-    alone = not re.search(r"[A-Za-z]{3,}", COMMAND.sub(" ", sentence))
-    if PLANS.search(sentence) or (numbers and not alone and not CONCLUDES.search(sentence)):
+    end = SENTENCE_END.search(tail, position)
+    sentence = tail[begin : end.start() + 1 if end else len(tail)]
+    if DOUBTS.search(sentence) or (PLANS.search(sentence) and not COMPUTED.search(sentence)):
         return ""
     if not numbers:
-        return ", ".join(values_at_end(tail)).strip(" ,").strip()
+        return ", ".join(values_at_end(tail)).strip(" ,")
+    if re.search(r"[A-Za-z]{3,}", COMMAND.sub(" ", sentence)) and not CONCLUDES.search(sentence):
+        return ""
     emphasised = [found[1] for text in bold for found in NUMBER.finditer(text)]
-    number = emphasised[-1] if emphasised else numbers[-1][1]
-    scale = SCALE_FOLLOWS.match(rest, numbers[-1].end())
-    return (number + (scale[0] if scale and not emphasised else "")).strip(" ,").strip()
+    return (emphasised[-1] if emphasised else _concluded(sentence[max(0, stop - begin) :])).strip(" ,")
+
+
+def _concluded(sentence: str) -> str:
+    """The number of a sentence: behind its last equals sign if nothing is concluded after it, else the last one that is
+    not only mentioned; with a scale such as `million`."""
+    numbers = [
+        match
+        for match in NUMBER.finditer(sentence)
+        if not _preceded(NEGATED, sentence, match) and not _preceded(MENTIONED, sentence, match)
+    ]
+    results = [match for match in numbers if _preceded(RESULT, sentence, match)]
+    if results and not CONCLUDES.search(sentence, results[-1].end()):
+        numbers = results
+    if not numbers:
+        return ""
+    scale = SCALE_FOLLOWS.match(sentence, numbers[-1].end())
+    return numbers[-1][1].strip() + (scale[0] if scale else "")
+
+
+def _preceded(pattern: re.Pattern[str], text: str, number: re.Match[str]) -> bool:
+    return pattern.search(text, max(0, number.start() - 30), number.start(1)) is not None
 
 
 def values_at_end(text: str) -> list[str]:
