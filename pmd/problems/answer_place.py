@@ -50,7 +50,9 @@ ITALIC = re.compile(
 )
 UNDERSCORED = re.compile(r"(?<![^\s(*:])_(?=[^\s_])([^_\n]{1,100})(?<=\S)_(?!\w)")
 CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
-TAG = re.compile(r"<\|[^|<>\n]{1,30}\|>|</?(?:b|i|u|em|strong|p|br|s|eos)\s?/?>")
+TAG = re.compile(
+    r"<\|[^|<>\n]{1,30}\|>|</?(?:b|i|u|em|strong|p|br|s|eos)\s?/?>|[∎□■]|\$?\\(?:blacksquare|square|qed)(?![A-Za-z])\$?"
+)
 DRESSED = re.compile(r"\\(?:textbf|textit|emph|underline)\{([^{}]*)\}|“([^”\n]{1,60})”|‘([^’\n]{1,60})’")
 NEGATIVE_MONEY = re.compile(r"(?<![\w)*/.])(?<![\d)]\s)([-−–])\s?(\\?\$)\s?(?=\d)")
 ALIGNED = re.compile(
@@ -61,7 +63,7 @@ CHOSEN = re.compile(r"\b(?:option|choice) (\(?[A-J]\)?) is (?:the )?(?:correct|r
 PERCENT = re.compile(r"(?<=\d)\s?per\s?cent\b", re.IGNORECASE)
 REMARK = re.compile(
     r"(\d%?\$?[.,]?(?: [a-z]+(?=[a-z ]* \((?![^()]*(?:\bis\b|\bare\b|=)))){0,2})"
-    r" \((?!mod\b|or\b|base\b)(?=[^()]*[a-z]{3})(?:[^()\\\n$]|\$(?=\d)){1,200}\)(?!\S*\w)",
+    r" \((?!mod\b|or\b|base\b)(?=[^()]*(?:[a-z]{3}|i\.e\.))(?:[^()\\\n$]|\$(?=\d)){1,200}\)(?!\S*\w)",
     re.IGNORECASE,
 )
 """A number, possibly with its unit, and a remark in words about it: `$18 (she sells 9 eggs)`."""
@@ -90,7 +92,8 @@ def formulas(text: str) -> Iterator[tuple[int, int, str]]:
     while match := FORMULA.search(text, position):
         content = match[match.lastindex]
         after = text[match.end() : match.end() + 1]
-        if match[2] is not None and MONEY.match(content) and (PROSE.search(content + " ") or after.isdigit()):
+        money = MONEY.match(content) or text[match.start() - 1 : match.start()].isdigit()
+        if match[2] is not None and money and (PROSE.search(content + " ") or after.isdigit()):
             position = match.start() + 1
             continue
         yield match.start(), match.end(), content.strip().rstrip(".,;").rstrip()
@@ -113,6 +116,11 @@ def value_of(formula: str) -> str:
     return formula if equation or not after else after
 
 
+LONG_WORD = re.compile(
+    r"(?<![A-Za-z\\])(?!(?:sqrt|sin|cos|tan|log|exp|infinity|and|max|min|gcd|lcm|mod)(?![A-Za-z]))[A-Za-z]{3,}"
+)
+"""A word that belongs to no formula."""
+
 # --- a phrase that announces the answer -------------------------------------------------------------------------------
 
 ANNOUNCED = re.compile(
@@ -129,8 +137,8 @@ LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 CLOSING_PHRASE = re.compile(r"\.? I hope it is correct|</answer>", re.IGNORECASE)
-SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)(?<!\bSt\.)(?<!\bMr\.)(?<!\bDr\.)")
-REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|when|making|given)\s|,\s+(?!and\b|or\b)(?=[a-z]{2,}\s)")
+SENTENCE_END = re.compile(r"\n|(?<!\\)[.!?](?=\s|$)(?<!\bSt\.)(?<!\bMr\.)(?<!\bDr\.)(?<!\bi\.e\.)(?<!\be\.g\.)")
+REASON = re.compile(r",?\s+(?:and not|but not|instead of|rather than|because|since|as|so|which|where|when|making|given)\s|,\s+(?!and\b|or\b)(?=[a-z]{2,}\s)")
 COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?)|=)\s*(?:equal to\s+|about\s+|approximately\s+|therefore\s+)?", re.IGNORECASE
 )
@@ -163,8 +171,9 @@ def anchored(tail: str) -> str:
             continue
         paragraph = CLOSING_PHRASE.split(tail[anchor.end() :].strip(), maxsplit=1)[0].partition("\n\n")[0].strip()
         if phrase.startswith("####") or phrase[:2] in ("A:", "a:"):
-            paragraph = paragraph.partition("\n")[0]
-            if not re.search(r"\d|\\|\$|^\(?[A-Z]\)?\.?$", paragraph) or re.match(r"\d+[.)]\s+[A-Za-z]", paragraph):
+            paragraph, _, more = paragraph.partition("\n")
+            words = more and LONG_WORD.search(paragraph) and not re.search(r"\d|\\|\$", paragraph)
+            if words or re.match(r"\d+[.)]\s+[A-Za-z]", paragraph):
                 continue  # a heading
         return announced_value(paragraph)
     return ""
@@ -200,12 +209,13 @@ def announced_value(paragraph: str) -> str:
         scale = SCALE_FOLLOWS.match(rest)
         return ", ".join(filter(None, found)) + (scale[0] if scale else "")
     sentence = REASON.split(SENTENCE_END.split(paragraph, maxsplit=1)[0], maxsplit=1)[0]
-    sentence = NAMES.sub("", sentence).strip(" .*")
+    sentence = NAMES.sub("", sentence).lstrip(" *").rstrip(" .*")
     counted = NUMBER_WITH_UNIT.fullmatch(sentence)
     if counted:
         return counted[1].strip()
     numbers = NUMBER.findall(sentence)
-    if len(numbers) == 1 and len(sentence.split()) > 4 and not UNCERTAIN.search(sentence):
+    in_words = len(sentence.split()) > 4 and LONG_WORD.search(sentence)
+    if len(numbers) == 1 and in_words and not UNCERTAIN.search(sentence):
         return numbers[0].strip()
     return sentence if len(sentence) <= 100 else ""
 
@@ -221,26 +231,39 @@ CONCLUDES = re.compile(
     r"\b(?:so|thus|therefore|hence|then|total|altogether|in all|result|finally|conclude|will|would|must|is|are|was|were|be|"
     r"has|have|had|equals?|gives?|makes?|made|gets?|got|obtain|find|found|left|remains?|leaves?|costs?|needs?|paid|spent|took|"
     r"sold|bought|ate|drank|ran|drove|read|won|lost|kept|gave|grew|each|per|sum|product|area|value|amount|number|it's|that's|"
-    r"[a-z]{2,}ed)\b|\b(?:he|she|it|they|you|this|which|(?-i:[A-Z])[a-z]+) (?:[a-z]+ly )?[a-z]+s\b|=|≈|→",
+    r"leaving|yields?|yielding|resulting|comes?|[a-z]{2,}ed)\b|:\s*[-−$€£.\d]|\b(?:he|she|it|they|you|this|which|(?-i:[A-Z])[a-z]+) (?:[a-z]+ly )?[a-z]+s\b|=|≈|→",
     re.IGNORECASE,
 )
 """What a sentence that concludes something has: such a word, a verb in the past tense, or a subject with its verb."""
 
 DOUBTS = re.compile(
-    r"^\s*let (?!us (?:now )?calculate)|\b(?:let me|let's|lets|check(?:ed|ing)?|verify|verified|case \d|try|suppose|assume|"
-    r"recall|note that|maybe|perhaps|might|hmm|theorem|lemma|figure \d|method \d|cannot solve)\b|\?|:\s*$",
+    r"^\s*let (?!us (?:now )?calculate)|\b(?:let me|let's|lets|check|checking|be checked|verify|verified|case \d|try|suppose|assume|"
+    r"recall|note that|maybe|perhaps|might|hmm|(?:theorem|lemma|figure|method) \d|cannot solve)\b|\?|:\s*$",
     re.IGNORECASE,
 )
 """What a sentence has that settles nothing, even where it computes."""
 
 PLANS = re.compile(
     r"\b(?:step \d|consider|wait|(?:we|i) (?:now )?have \d+ cases|(?:we|i) (?:still )?(?:need|have|want) to|"
-    r"(?:i|we)(?:'ll| will|'m| am|'re| are) |equation|figure|question|problem says|exercise|example|divide|multiply|plug|"
-    r"substitute|compute|calculate|look)\b|^\s*(?:\d+[.)]\s|(?:next|first|second|third|now)\b,? (?:we|i)\b)",
+    r"(?:i|we)(?:'ll| will|'m| am|'re| are) |equation \(?\d|(?:question|problem) (?:says|asks|is)|example|divide|multiply|plug|"
+    r"substitute|compute|calculate|look)\b|^\s*(?:#+ *\d+[.)]|\d+[.)]\s|(?:next|first|second|third|now)\b,? (?:we|i)\b)",
     re.IGNORECASE,
 )
-COMPUTED = re.compile(r"\d[^=\n]*[-+*/×÷][^=\n]*=|\b(?:to|we) get\b", re.IGNORECASE)
+COMPUTED = re.compile(r"\d[^=\n]*(?:[-+*/×÷]| x )[^=\n]*=|\b(?:to|we) get\b", re.IGNORECASE)
 """What a sentence has that says what will be done, unless it also computes something."""
+
+BOUNDARY = re.compile(SENTENCE_END.pattern + r"|(?<=[.!?])(?:\$+|\\[\])])(?=\s)|(?:\$\$|\\\])(?=[A-Z])")
+"""The end of a sentence, also where it stands within a formula: `$x = 4.$ Hence`."""
+
+BESIDE = re.compile(r"\b(?:after|before|from|per|every|by|than)\s+(?:[a-z]+\s+){0,3}[$€£¥]?$", re.IGNORECASE)
+"""What stands before a number that belongs to a circumstance: `after giving away 4`."""
+
+COMPOUND = re.compile(r"\b\d+ (?:years?|weeks?|days?|hours?|minutes?|feet|foot|pounds?|dollars?),?(?: and)? $")
+"""What stands before the second number of one quantity: `2 hours and 30 minutes`."""
+
+VERB = re.compile(COPULA.pattern + r"|:\s", re.IGNORECASE)
+NAME_BESIDE = re.compile(r"(\d[^$\s]*\$[^$.\n]{0,60}\b(?:of|for|in|on)) \$[A-Za-z](?:\([a-z]\))?\$")
+"""A name behind a formula that has a number: `$501$ values of $k$`."""
 
 RESULT = re.compile(r"[=≈]\s*[$€£¥₹]?\s?$")
 BARE_FORMULA = re.compile(r"\\(?!text\b)[A-Za-z]+|\\\\")
@@ -256,12 +279,12 @@ MENTIONED = re.compile(r"\b(?:the|all|these|those|other|first|last|next|remainin
 
 COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 ENGLISH = re.compile(r"\b(?:is|it|so|to|he|we|me|my|no|on|of|in|at|as|be|by|do|go|if|up|us|an|am)\b", re.IGNORECASE)
-FUNCTION_WORD = re.compile(r"\b(?:sqrt|sin|cos|tan|log|ln|exp|pi|infinity|and|or|max|min|gcd|lcm|mod)\b")
 
 
 def whole(response: str) -> str:
     """The whole response, if it is one line with nothing but a formula, a number, a number with a unit or one word."""
-    text = plain(response[: WHOLE_LENGTH + 1]).strip() if len(response) <= WHOLE_LENGTH else ""
+    text = plain(response).strip() if len(response) <= WHOLE_LENGTH else ""
+    text = re.sub(r"^(?:[-=]?>|[⇒→∴])\s*", "", text)
     if not text or "\n" in text or "####" in text or re.search(r"(?:^|\s)[Aa](?:ns(?:wer)?)?\s?:", text):
         return ""
     pieces = list(formulas(text))
@@ -272,13 +295,10 @@ def whole(response: str) -> str:
     counted = NUMBER_WITH_UNIT.fullmatch(text.rstrip("."))
     if counted and not any(pattern.search(text) for pattern in (CONCLUDES, DOUBTS, PLANS)):
         return counted[1].strip()
-    words = re.findall(
-        r"[A-Za-z]{2,}",
-        FUNCTION_WORD.sub("", COMMAND.sub(" ", re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))),
-    )
     if re.fullmatch(r"[A-Za-z]+\.?", text):
         return text.rstrip(".")
-    if (words and max(map(len, words)) > 2) or ENGLISH.search(text) or not re.search(r"[0-9A-Za-z\\√π∞¼-¾⅐-⅞]", text):
+    formula = re.sub(r"\\(?:text|mathrm|mbox|begin|end)\s*\{[^{}]*\}", "", text)
+    if LONG_WORD.search(formula) or ENGLISH.search(text) or not re.search(r"[0-9A-Za-z\\√π∞¼-¾⅐-⅞]", text):
         return ""
     return value_of(text.rstrip(".").strip())
 
@@ -302,6 +322,7 @@ def last_expression(tail: str) -> str:
     """
     bold = [match[1] for match in BOLD_TEXT.finditer(tail.rpartition("\n")[2] or tail)]
     tail = SAID_WHY.sub(lambda match: match["said"] or match["value"], plain(tail).rstrip())
+    tail = NAME_BESIDE.sub(r"\1", tail)
     start, stop, formula = [(0, 0, ""), *formulas(tail)][-1]
     rest = tail[stop:]
     if OPEN_FORMULA.search(rest):
@@ -311,20 +332,29 @@ def last_expression(tail: str) -> str:
         after = COPULA.split(line)[-1].strip(" .")
         return "" if re.search(r"&|\\\\|[A-Za-z]{3,}", line if "&" in line else COMMAND.sub("", after)) else after
     numbers = [match for match in NUMBER.finditer(rest) if not _preceded(NEGATED, rest, match)]
-    if not numbers and not formula:
-        return ""
-    position = stop + numbers[-1].start(1) if numbers else start
-    begin = max([0, *(match.end() for match in SENTENCE_END.finditer(tail, 0, position))])
+    position = stop + numbers[-1].start(1) if numbers else start if formula else len(tail.rstrip(" .")) - 1
+    begin = max([0, *(match.end() for match in BOUNDARY.finditer(tail, 0, position))])
     end = SENTENCE_END.search(tail, position)
     sentence = tail[begin : end.start() + 1 if end else len(tail)]
     if DOUBTS.search(sentence) or (PLANS.search(sentence) and not COMPUTED.search(sentence)):
         return ""
-    if not numbers:
+    clause = sentence[max(0, stop - begin) :]
+    if formula and (not numbers or start >= begin and re.search(r"\d", formula) and not CONCLUDES.search(clause)):
         return ", ".join(values_at_end(tail)).strip(" ,")
-    if re.search(r"[A-Za-z]{3,}", COMMAND.sub(" ", sentence)) and not CONCLUDES.search(sentence):
+    if LONG_WORD.search(sentence) and not CONCLUDES.search(sentence):
         return ""
     emphasised = [found[1] for text in bold for found in NUMBER.finditer(text)]
-    return (emphasised[-1] if emphasised else _concluded(sentence[max(0, stop - begin) :])).strip(" ,")
+    return (emphasised[-1] if emphasised else _expression(clause) or _concluded(clause)).strip(" ,")
+
+
+def _expression(clause: str) -> str:
+    """What stands behind the last verb of a clause if it is an expression, such as `2√3 cm` or `(1, 2)`, and at most
+    three words follow it; "" for a plain number."""
+    behind = VERB.split(clause)[-1].rstrip(" .") if VERB.search(clause) else ""
+    word = LONG_WORD.search(behind)
+    head, words = (behind[: word.start()], behind[word.start() :]) if word else (behind, "")
+    expression = re.search(r"[0-9+*^√π∞(\[{<>≤≥]|^\s*[-−–]", NUMBER.sub("", head, count=1))
+    return behind.strip() if expression and re.fullmatch(r"(?:[A-Za-z/²³^.]+ ?){0,3}", words) else ""
 
 
 def _concluded(sentence: str) -> str:
@@ -338,8 +368,11 @@ def _concluded(sentence: str) -> str:
     results = [match for match in numbers if _preceded(RESULT, sentence, match)]
     if results and not CONCLUDES.search(sentence, results[-1].end()):
         numbers = results
+    numbers = [match for match in numbers if not _preceded(BESIDE, sentence, match)] or numbers
     if not numbers:
         return ""
+    if compound := COMPOUND.search(sentence[: numbers[-1].start(1)]):
+        return sentence[compound.start() :].strip(" .")
     scale = SCALE_FOLLOWS.match(sentence, numbers[-1].end())
     return numbers[-1][1].strip() + (scale[0] if scale else "")
 
