@@ -99,7 +99,9 @@ DECIMAL_COMMA = re.compile(r"(-?\d+), ?(\d{1,2})")
 LETTER_UNIT = re.compile(r"-?[\d.]*\d[A-Za-z]")
 NOT_COMPARED = re.compile(r"(?<!\d)[\s.,;:{}\\]+|[\s.,;:{}\\]+(?!\d)")
 BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s.,;:{}\\]+(?=\d)")
-INEQUALITY = re.compile(r"(?:(?P<low>[^<>]+?)\s*(?P<above><|\\le ))?\s*[A-Za-z]\s*(?P<sign>[<>]|\\[lg]e )\s*(?P<end>[^<>]+)")
+INEQUALITY = re.compile(
+    r"(?:(?P<low>[^<>]+?)\s*(?P<above><|\\le ))?\s*[A-Za-z]\s*(?P<sign>[<>]|\\[lg]e )\s*(?P<end>[^<>]+)"
+)
 
 
 def quick_math(gold: str, answer: str, digits: int = 6) -> bool | None:
@@ -255,7 +257,9 @@ def _parsed(text: str) -> Any:
     text = IMPLICIT_PRODUCT.sub(r"\1\\cdot (", text.removesuffix("\\%"))
     try:
         found = parse_latex_cached(normalize_latex(text, config))
-        return found.subs({symbol: I for symbol in found.free_symbols if symbol.name == "i"})  # the parser's is a letter
+        return found.subs(
+            {symbol: I for symbol in found.free_symbols if symbol.name == "i"}
+        )  # the parser's is a letter
     except Exception:  # whatever the parser says, it could not read the text
         return None
 

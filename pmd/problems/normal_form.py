@@ -85,7 +85,8 @@ r"""Rewritings of notation, made in this order. Dots become a symbol, because `1
 
 LEAD = re.compile(
     r"(?:\s|:|(?:about|approximately|approx\.?|exactly|only|just|around|roughly|a total of|"
-    r"US|USD|EUR|GBP|CHF|RMB|CNY|CAD|AUD|INR|Rs\.?|(?:[a-z]+ ){1,6}(?:is|are|equals):?)(?=[\s\d])|\\approx(?![A-Za-z]))+",
+    r"US|USD|EUR|GBP|CHF|RMB|CNY|CAD|AUD|INR|Rs\.?|(?:[a-z]+ ){1,6}(?:is|are|equals):?)(?=[\s\d])|"
+    r"\\approx(?![A-Za-z]))+",
     re.IGNORECASE,
 )
 

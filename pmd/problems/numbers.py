@@ -61,7 +61,9 @@ def _unsigned(text: str) -> Fraction | None:
         return whole + Fraction(above, below) if 0 < above < below else None
     if match := _REPEATING.fullmatch(text):
         whole, before, period = match.groups()
-        return Fraction(f"{whole or 0}.{before or 0}") + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(before))
+        return Fraction(f"{whole or 0}.{before or 0}") + Fraction(
+            int(period), (10 ** len(period) - 1) * 10 ** len(before)
+        )
     return None
 
 
