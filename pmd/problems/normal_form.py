@@ -218,7 +218,7 @@ def _parts(text: str) -> tuple[list[str], str]:
         opening, closing = (2 if text.startswith("\\") else 1), (2 if text.endswith("\\}") else 1)
         inner = text[opening:-closing]
         if len(split_outside(inner, ",;")) > 1 or opening == 2:
-            brackets, text = plain[0] + plain[-1], inner
+            brackets, text = plain[0] + plain[-1] if text[0] != "{" else "", inner  # a brace alone is not printed
     parts = [part.strip() for part in split_outside(text, ",;")]
     return [part for part in parts if part] if len(parts) > 1 else parts, brackets
 
