@@ -175,6 +175,12 @@ RIGHT = [
     ("12", "(C) 12"),
     ("Yes", "YES"),
     ("no solution", "No solutions"),
+    (r"\text{Tuesday}", '"Tuesday"'),
+    ("204", "Answer: 204"),
+    ("204", r"204\\"),
+    (r"\sqrt[3]{2}", r"\sqrt[3]2"),
+    (r"\mathbb{R}", r"\mathbb R"),
+    ("[-2,2]", r"\{x\in\mathbb{R} : -2\le x\le2\}"),
 ]
 WRONG = [
     ("A", r"\text{(B) } 12"),

@@ -97,8 +97,8 @@ QUICK_LENGTH = 2500
 IMPLICIT_PRODUCT = re.compile(r"(?<![\w}^_.])(\d+)\((?=\d+\))")  # 1000(26)
 DECIMAL_COMMA = re.compile(r"(-?\d+), ?(\d{1,2})")
 LETTER_UNIT = re.compile(r"-?[\d.]*\d[A-Za-z]")
-NOT_COMPARED = re.compile(r"(?<!\d)[\s.,;:{}\\]+|[\s.,;:{}\\]+(?!\d)")
-BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s.,;:{}\\]+(?=\d)")
+NOT_COMPARED = re.compile(r'(?<!\d)[\s.,;:{}\\"“”]+|[\s.,;:{}\\"“”]+(?!\d)')
+BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s,;:{}\\]+(?=\d)")
 INEQUALITY = re.compile(
     r"(?:(?P<low>[^<>]+?)\s*(?P<above><|\\le ))?\s*[A-Za-z]\s*(?P<sign>[<>]|\\[lg]e )\s*(?P<end>[^<>]+)"
 )

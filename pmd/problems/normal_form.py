@@ -49,6 +49,8 @@ STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:√|\\?sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?:√|\\sqrt|(?<![A-Za-z\\])sqrt)\s*([0-9]+(?:\.[0-9]+)?|(?<=√)[a-z]|(?<=sqrt\s)[a-z])", r"\\sqrt{\1}"),
         (r"√\s*\{", r"\\sqrt{"),
+        (r"(\\sqrt\s*\[[^\[\]]*\])\s*([0-9a-z])", r"\1{\2}"),
+        (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
         (r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=", r"\\le "),
         (r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=", r"\\ge "),
         (r"\\lt(?![A-Za-z])", "<"),
@@ -77,7 +79,11 @@ STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r",?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])", ", "),
         (r"(\d)\s+([ie])(?![A-Za-z])", r"\1\2"),
         (r"\s*\^\s*", "^"),
-        (r"^\s*\\\{\s*[A-Za-z]\s*(?:\\in [^|:]*?)?(?:\\mid|\\vert|\||:)(.*)\\\}\s*$", r"\1"),  # \{x \mid x > 3\}
+        (
+            r"^\s*\\\{\s*[A-Za-z]\s*(?:\\in(?![A-Za-z])[^|:]*?)?(?:\\mid|\\vert|\||:)(.*)\\\}\s*$",
+            r"\1",
+        ),  # \{x \mid x > 3\}
+        (r"(?:\\\\\s*)+$", ""),
         (r"\s+", " "),
     )
 )
@@ -85,8 +91,8 @@ r"""Rewritings of notation, made in this order. Dots become a symbol, because `1
 
 LEAD = re.compile(
     r"(?:\s|:|(?:about|approximately|approx\.?|exactly|only|just|around|roughly|a total of|"
-    r"US|USD|EUR|GBP|CHF|RMB|CNY|CAD|AUD|INR|Rs\.?|(?:[a-z]+ ){1,6}(?:is|are|equals):?)(?=[\s\d])|"
-    r"\\approx(?![A-Za-z]))+",
+    r"US|USD|EUR|GBP|CHF|RMB|CNY|CAD|AUD|INR|Rs\.?|(?:[a-z]+ ){1,6}(?:is|are|equals):?|(?:final )?answer ?[:=])"
+    r"(?=[\s\d])|\\approx(?![A-Za-z]))+",
     re.IGNORECASE,
 )
 
