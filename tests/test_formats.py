@@ -350,7 +350,7 @@ def test_a_bad_file_is_refused_by_line_and_column(tmp_path, text, entry, message
 
 def test_text_in_another_encoding_is_refused_by_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"problem": "x", "answer": "1"}\n{"problem": "\xe9", "answer": "1"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: not valid JSON \('utf-8' codec"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: not UTF-8 text \('utf-8' codec.*; save the file in UTF-8$"):
         taken(tmp_path / "a.jsonl", format="aime")
 
 

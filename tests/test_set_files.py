@@ -49,6 +49,11 @@ FILES = {
     "a.csv": as_table(ROWS),
     "semicolons.csv": as_table(ROWS, ";").replace(", ", ""),
     "a.tsv": as_table(ROWS, "\t"),
+    "tabs.csv": as_table(ROWS, "\t"),  # what Excel calls Unicode text
+    "bars.CSV": "\n\n" + as_table(ROWS, "|"),
+    "ids.json": json.dumps({"1": ROWS[0], "2": ROWS[1]}),
+    "columns.json": json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}),
+    "pandas.json": json.dumps({key: {"0": ROWS[0][key], "1": ROWS[1][key]} for key in ROWS[0]}),
 }
 
 
@@ -63,6 +68,33 @@ def test_text_files_packed_and_in_every_encoding(tmp_path, name, packed, encodin
     assert [row["ground_truth"] for row in rows] == GOLDS
     assert [row["prompt"].replace(", ", "") for row in rows] == ["Is é 1?", 'say "ab"\nhere']
     assert counts.kept == counts.rows == 2
+
+
+def test_a_folder_of_files_named_by_their_splits(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, row in (("train-00000-of-00001", ROWS[0]), ("test-00000-of-00001", ROWS[1])):
+        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "data" / f"{name}.parquet")
+    assert [row["ground_truth"] for row in taken(tmp_path, split="test")[0]] == ["x^2"]
+    with pytest.raises(ValueError, match=r"or the split by which files are called$"):
+        taken(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_the_file(tmp_path):
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n")
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: is a Git LFS pointer and not the file itself; fetch it with git lfs"
+    ):
+        taken(tmp_path / "a.parquet")
+
+
+def test_a_verl_file_that_went_through_a_table_of_text(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    row = {"prompt": json.dumps(chat), "reward_model": json.dumps({"ground_truth": "2"}), "extra_info": {"index": 3.0}}
+    printed = row | {"prompt": str(chat).replace("1+1", "2+2"), "extra_info": {"index": float("nan")}}
+    (tmp_path / "a.jsonl").write_text(as_lines([row, printed]))
+    rows, counts = taken(tmp_path / "a.jsonl", format="verl", template="plain")
+    assert [(row["id"], row["prompt"]) for row in rows] == [("3", "Be brief.\n\n1+1?"), ("mine-1", "Be brief.\n\n2+2?")]
+    assert (counts.system, [row["ground_truth"] for row in rows]) == (2, ["2", "2"])
 
 
 def test_tables_and_what_save_to_disk_wrote(tmp_path):
@@ -269,6 +301,8 @@ def test_a_prompt_with_an_instruction_of_its_own_keeps_it(tmp_path):
         (r"Return it inside \boxed{answer}", "math"),
         (r"Write \boxed{your answer} last.", "math"),
         ("Give it after ####.", "math"),
+        ("The last line should be '#### N'.", "math"),
+        ("End with 'The answer is X'.", "math"),
         ("Use <think> and <answer> tags", "math"),
         (r"请以“Answer: \boxed{<final_answer>}”的格式输出", "dapo"),
         ("The last line of your response should be of the form Answer: $Answer", "dapo"),

@@ -23,31 +23,41 @@ Rows = Iterator[tuple[str, dict]]
 
 PACKABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*PACKABLE, ".parquet", ".arrow")
+LFS_POINTER = b"version https://git-lfs"
 ALLOWED = f"a folder or a file {', '.join(PACKABLE)} (each also .gz), .parquet or .arrow"
 
 
 def kind(path: Path) -> str | None:
     """The suffix that says how a file is read, without .gz; None if there is no reader for it."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in (PACKABLE if path.suffix == ".gz" else SUFFIXES) else None
+    packed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    return suffix if suffix in (PACKABLE if packed else SUFFIXES) else None
 
 
 def read_path(path: Path, shown: str, split: str) -> Rows:
-    """The rows of a file or folder that error messages call `shown`; of a folder with a subfolder `split` its rows.
+    """The rows of a file or folder that error messages call `shown`; of a folder those of its subfolder `split`, or of
+    the files called so, if it has any.
 
     ValueError in one line for a file that cannot be read, or for a folder that holds more than one set.
     """
     if path.is_dir():
         inner = path / split
-        return _folder_rows(inner, f"{shown}/{split}") if inner.is_dir() else _folder_rows(path, shown)
-    return READERS[kind(path)](path, shown)
+        return _folder_rows(inner, f"{shown}/{split}", split) if inner.is_dir() else _folder_rows(path, shown, split)
+    return _rows(path, shown)
+
+
+def _rows(file: Path, shown: str) -> Rows:
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{shown}: is a Git LFS pointer and not the file itself; fetch it with git lfs pull")
+    yield from READERS[kind(file)](file, shown)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _read(path: Path, shown: str) -> bytes:
@@ -79,6 +89,8 @@ def _json_lines(path: Path, shown: str) -> Rows:
         where = f"{shown}:{number}"
         try:
             row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 text ({error}); save the file in UTF-8") from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not valid JSON ({error}); correct or remove the line") from error
         if isinstance(row, list) and row and isinstance(row[0], dict):
@@ -98,7 +110,7 @@ def _json_value(path: Path, shown: str) -> Any:
 
 
 def _json_rows(path: Path, shown: str) -> Rows:
-    """A list of problems, alone or as the one list of an object; one problem; or one problem a line."""
+    """A list of problems, or an object that holds them in one of the usual ways; or one problem a line."""
     try:
         value = _json_value(path, shown)
     except ValueError as error:
@@ -106,23 +118,46 @@ def _json_rows(path: Path, shown: str) -> Rows:
             raise
         yield from _json_lines(path, shown)
         return
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        value = lists[0] if len(lists) == 1 and not any(isinstance(v, str) for v in value.values()) else [value]
-    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
+    if not isinstance(value, list):
+        value = _problems(value) if isinstance(value, dict) else [value]
+    for number, row in enumerate(value, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{shown}: row {number}: expected a JSON object, got {type(row).__name__}")
         yield f"{shown}: row {number}", row
 
 
+def _problems(value: dict) -> list:
+    """The problems of an object: its one list of objects, its objects by their ids, the rows of its columns, as pandas
+    writes them, or itself. A list of messages is a prompt."""
+    inside = list(value.values())
+    lists = [
+        v for v in inside if isinstance(v, list) and v and isinstance(v[0], dict) and not {"role", "from"} & set(v[0])
+    ]
+    if len(lists) == 1:
+        return lists[0]
+    if inside and all(isinstance(v, dict) and v for v in inside):
+        columns = all(str(key).isdigit() for v in inside for key in v)
+        return _transposed({key: list(v.values()) for key, v in value.items()}) if columns else inside
+    return _transposed(value) if inside and all(isinstance(v, list) for v in inside) and not lists else [value]
+
+
+def _transposed(columns: dict[str, list]) -> list[dict]:
+    """The rows of columns of one length; else the columns themselves as one row."""
+    if len({len(column) for column in columns.values()}) != 1:
+        return [columns]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def _table_rows(path: Path, shown: str) -> Rows:
-    """CSV or TSV whose first row names the columns; a CSV may be separated by semicolons. Every value is text."""
+    """CSV or TSV whose first row names the columns; the separator of a CSV is the one that this row has most often:
+    a comma, a semicolon, a tab or a bar. Every value is text."""
     try:
         text = _read(path, shown).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{shown}: not UTF-8 text ({error}); save it as CSV in UTF-8") from error
-    header = text.partition("\n")[0]
-    comma = "\t" if kind(path) == ".tsv" else ";" if ";" in header and "," not in header else ","
+    text = text.lstrip("\r\n")
+    header = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    comma = "\t" if kind(path) == ".tsv" else max(",;\t|", key=header.count)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=comma, strict=True)
     number = 0
@@ -180,7 +215,7 @@ READERS = dict.fromkeys((".jsonl", ".ndjson"), _json_lines) | {
 # --- folders -------------------------------------------------------------------------------------------------------
 
 
-def _folder_rows(folder: Path, shown: str) -> Rows:
+def _folder_rows(folder: Path, shown: str, split: str) -> Rows:
     """A folder of `save_to_disk`, of one JSON file a problem, or of the pieces of one table."""
     if (folder / "state.json").is_file():
         yield from _saved_rows(folder, shown)
@@ -195,12 +230,19 @@ def _folder_rows(folder: Path, shown: str) -> Rows:
     single = len(files) > 1 and {kind(file) for file in files} == {".json"}
     pieces = {re.sub(r"-\d+-of-\d+", "", file.name) for file in files}
     if not single and len(pieces) > 1:
+        of_split = [file for file in files if re.fullmatch(rf"{re.escape(split)}(?:-\d+-of-\d+)?\.\D+", file.name)]
+    else:
+        of_split = files
+    if not of_split:
         names = [str(file.relative_to(folder)) for file in files]
         some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        raise ValueError(f"{shown}: holds {some}; state one of them, such as path: {shown}/{names[0]}")
-    for file in files:
+        raise ValueError(
+            f"{shown}: holds {some}; state one of them, such as path: {shown}/{names[0]}, "
+            "or the split by which files are called"
+        )
+    for file in of_split:
         name = f"{shown}/{file.relative_to(folder)}"
-        yield from [(name, _one_problem(file, name))] if single else READERS[kind(file)](file, name)
+        yield from [(name, _one_problem(file, name))] if single else _rows(file, name)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pmd.files import ROOT
 from pmd.foreign_sets import files
-from pmd.foreign_sets.golds import Gold, read_gold, shortened, writable
+from pmd.foreign_sets.golds import Gold, read_gold, shortened, structure, writable
 from pmd.foreign_sets.suggestion import suggestion
 from pmd.params import FileName, Settings, must, one_of, read, require
 from pmd.problems import prompts
@@ -223,11 +223,12 @@ def to_problem(spec: ProblemSet, number: int, where: str, row: dict) -> Problem:
         for key, column in columns.items():
             needed = key == "prompt" or bool(spec.columns)
             value = None if key == "ground_truth" else lookup(row, column, _REQUIRED if needed else None)
-            if (needed and key != "ground_truth") or value not in (None, ""):
+            absent = value in (None, "") or (isinstance(value, float) and math.isnan(value))
+            if (needed and key != "ground_truth") or not absent:
                 rest[key] = CHECKS[key](value)
         column = columns["prompt"]
         question = form.question(rest.pop("prompt"))
-        notes = ["system"] if isinstance(lookup(row, column), list) and len(lookup(row, column)) > 1 else []
+        notes = ["system"] if len(messages(lookup(row, column))) > 1 else []
         rest = manner(spec, question) | rest
         if rest["template"] != (spec.template or form.template):
             notes.append("asks")
@@ -274,6 +275,7 @@ def lookup(row: dict, column: str, default: Any = _REQUIRED) -> Any:
         return row[column]
     value: Any = row
     for part in column.split("."):
+        value = structure(value) if isinstance(value, str) and value.startswith("{") else value
         if not isinstance(value, dict) or part not in value:
             if default is _REQUIRED:
                 raise KeyError(column)
@@ -282,10 +284,17 @@ def lookup(row: dict, column: str, default: Any = _REQUIRED) -> Any:
     return value
 
 
+def messages(value: Any) -> list[dict]:
+    """The messages of a chat, which a table may hold as text; none if the value is no chat."""
+    if isinstance(value, str) and value.startswith("[{"):
+        value = structure(value)
+    return value if isinstance(value, list) and all(isinstance(turn, dict) for turn in value) else []
+
+
 def check_prompt(value: Any) -> str:
     """A prompt is text, or a chat of one user message, which a system message may precede: its text then stands before
     the question."""
-    turns = value if isinstance(value, list) and all(isinstance(turn, dict) for turn in value) else []
+    turns = messages(value)
     roles, texts = [turn.get("role") for turn in turns], [turn.get("content") for turn in turns]
     chat = roles in (["user"], ["system", "user"]) and all(isinstance(text, str) for text in texts)
     text = "\n\n".join(text for text in texts if text.strip()) if chat and texts[-1].strip() else value
@@ -297,7 +306,8 @@ def check_prompt(value: Any) -> str:
 
 
 def check_label(value: Any) -> str:
-    """An id or a source is text, or an integer, which becomes text."""
+    """An id or a source is text, or an integer, which becomes text: pandas writes it as 3.0 beside missing ones."""
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise ValueError(f"must be text or an integer, got {shortened(value)}")
     return writable(str(value))

@@ -65,13 +65,18 @@ def read_gold(value: Any, rule: str, find: Callable[[str], str | None]) -> tuple
 def _alternatives(value: Any, rule: str) -> list[Any]:
     """The answers of a list, of a text that is the list of quoted texts, or the one answer."""
     if isinstance(value, str) and rule != "exact" and _QUOTED_LIST.fullmatch(value.strip()):
-        for load in (json.loads, ast.literal_eval):
-            try:
-                value = load(value.strip())
-                break
-            except (ValueError, SyntaxError):
-                continue
+        value = structure(value)
     return value if isinstance(value, list) else [value]
+
+
+def structure(text: str) -> Any:
+    """The list or object that a text is, as JSON or as Python prints it; the text itself if it is none."""
+    for load in (json.loads, ast.literal_eval):
+        try:
+            return load(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def _answer(text: str | None, rule: str) -> tuple[str | None, str | None]:
@@ -81,8 +86,8 @@ def _answer(text: str | None, rule: str) -> tuple[str | None, str | None]:
         return text, None
     if last_box(text) >= 0 and (answer := boxed(text)):
         return answer, "worked" if text.strip() != f"\\boxed{{{answer}}}" else None
-    if (hashes := _HASHES.findall(text)) and (prose or "\n" in text.strip()):
-        return hashes[-1], "worked"
+    if hashes := _HASHES.findall(text):
+        return hashes[-1], "worked" if prose or "\n" in text.strip() else None
     if rule != "exact" and (prose >= LONG_GOLD or (prose >= 6 and "\n" in text.strip())):
         return None, "unboxed"
     return text, None

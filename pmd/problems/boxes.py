@@ -32,7 +32,8 @@ SIGN_BEFORE = re.compile(
 """A sign directly before a box that belongs to no other term: `a=-\\boxed{256}`."""
 
 FACTOR_AFTER = re.compile(
-    r"\$?\s*(\\?%|percent\b)|\s*((?:\\times|\\cdot)\s*10\s*\^\s*(?:\d|\{\s*-?\d{1,3}\s*\}))", re.IGNORECASE
+    r"\$?\s*(\\?%|percent\b)|\s*((?:\\times|\\cdot)\s*10\s*\^\s*(?:\d|\{\s*-?\d{1,3}\s*\})|\\pi\b|\\sqrt\s*\{[^{}]*\})",
+    re.IGNORECASE,
 )
 """What directly after a box belongs to the value in it."""
 

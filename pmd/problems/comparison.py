@@ -97,7 +97,11 @@ QUICK_LENGTH = 2500
 IMPLICIT_PRODUCT = re.compile(r"(?<![\w}^_.])(\d+)\((?=\d+\))")  # 1000(26)
 DECIMAL_COMMA = re.compile(r"(-?\d+), ?(\d{1,2})")
 LETTER_UNIT = re.compile(r"-?[\d.]*\d[A-Za-z]")
-NOT_COMPARED = re.compile(r"[\s.,;:{}\\]+")
+NOT_COMPARED = re.compile(r'(?<!\d)[\s.,;:{}\\"“”]+|[\s.,;:{}\\"“”]+(?!\d)')
+BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s,;:{}\\]+(?=\d)")
+INEQUALITY = re.compile(
+    r"(?:(?P<low>[^<>]+?)\s*(?P<above><|\\le ))?\s*[A-Za-z]\s*(?P<sign>[<>]|\\[lg]e )\s*(?P<end>[^<>]+)"
+)
 
 
 def quick_math(gold: str, answer: str, digits: int = 6) -> bool | None:
@@ -138,7 +142,23 @@ def _aligned(gold: Answer, answer: Answer) -> tuple[Answer, Answer]:
         gold = _values_alone(gold)
     if same_variable or (equations[1] and not equations[0]):
         answer = _values_alone(answer)
+    if ("\\cup" in gold.text) != ("\\cup" in answer.text):
+        gold, answer = _union(gold), _union(answer)
     return gold, answer
+
+
+def _union(answer: Answer) -> Answer:
+    """A list of inequalities, such as `x < -1, 2 < x \\le 3`, as the union of intervals."""
+    found = [INEQUALITY.fullmatch(part) for part in answer.parts]
+    return normal_form(" \\cup ".join(map(_interval, found))) if None not in found else answer
+
+
+def _interval(inequality: re.Match[str]) -> str:
+    low, above, sign, end = inequality.group("low", "above", "sign", "end")
+    if ">" in sign or "g" in sign:
+        return ("(" if sign == ">" else "[") + end + r", \infty)"
+    opening = "[" if above and above != "<" else "("
+    return opening + (low or r"-\infty") + ", " + end + (")" if sign == "<" else "]")
 
 
 def _values_alone(answer: Answer) -> Answer:
@@ -153,8 +173,7 @@ def _decided(gold: Answer, answer: Answer, digits: int) -> bool | None:
     if gold.text == answer.text or (gold.parts, gold.brackets) == (answer.parts, answer.brackets):
         return True
     if gold.is_text or answer.is_text:
-        one, two = (NOT_COMPARED.sub("", text).casefold() for text in (gold.text, answer.text))
-        return one == two != ""
+        return _words(gold.text) == _words(answer.text) != ""
     ours = [read_number(_without_letter(part, answer.unit)) for part in gold.parts]
     letters = "mgshLlV" if None not in ours else ""
     theirs = [read_number(_without_letter(part, letters + gold.unit)) for part in answer.parts]
@@ -165,10 +184,16 @@ def _decided(gold: Answer, answer: Answer, digits: int) -> bool | None:
     ordered = {gold.brackets, answer.brackets} - {"", "{}"}
     if not ordered:
         return _each_in(ours, theirs, digits) and _each_in(theirs, ours, digits)
-    if "{}" in (gold.brackets, answer.brackets):
-        return None
+    interval = len(ours) == 2 and ordered != {"()"}
+    if "{}" in (gold.brackets, answer.brackets) or (interval and "" in (gold.brackets, answer.brackets)):
+        return False
     same_length = len(ours) == len(theirs) and len(ordered) == 1
     return same_length and all(same_number(one, two, digits) for one, two in zip(ours, theirs, strict=True))
+
+
+def _words(text: str) -> str:
+    """A text without what does not tell it from another: spaces, punctuation, capitals and a plural at the end."""
+    return NOT_COMPARED.sub("", BETWEEN_DIGITS.sub(" ", text)).casefold().removesuffix("s")
 
 
 def _without_letter(part: str, units: str) -> str:
@@ -224,13 +249,17 @@ def _parsed(text: str) -> Any:
     """
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
     from math_verify.parser import parse_latex_cached
+    from sympy import I
 
     config = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
     )
     text = IMPLICIT_PRODUCT.sub(r"\1\\cdot (", text.removesuffix("\\%"))
     try:
-        return parse_latex_cached(normalize_latex(text, config))
+        found = parse_latex_cached(normalize_latex(text, config))
+        return found.subs(
+            {symbol: I for symbol in found.free_symbols if symbol.name == "i"}
+        )  # the parser's is a letter
     except Exception:  # whatever the parser says, it could not read the text
         return None
 
@@ -252,7 +281,7 @@ def _values(expression: Any) -> list[complex] | None:
     """The numbers that an expression, a set or a tuple consists of; None if it has variables or no finite value."""
     from sympy import Eq, FiniteSet, Interval, Tuple
 
-    if isinstance(expression, Eq):
+    if isinstance(expression, Eq) and expression.lhs.is_Symbol:
         expression = expression.rhs
     elements = expression.args if isinstance(expression, FiniteSet | Tuple) else [expression]
     if isinstance(expression, Interval):

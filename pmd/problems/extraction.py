@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
-from pmd.problems.answer_place import FINAL, anchored, last_expression, whole
+from pmd.problems.announced import FINAL, anchored
 from pmd.problems.boxes import boxed, last_box
+from pmd.problems.conclusion import last_expression, whole
 
 # --- exact: the embedded task -----------------------------------------------------------------------------------------
 

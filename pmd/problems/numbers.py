@@ -16,7 +16,8 @@ _SCIENTIFIC = re.compile(rf"(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*)\s*)?{_POWER}
 _EXPONENT = re.compile(rf"({_DECIMAL})(?:[eE]([+-]?\d{{1,3}}))?")
 _SLASH = re.compile(rf"({_DECIMAL})\s*/\s*({_DECIMAL})")
 _FRACTION = re.compile(rf"\\frac\s*\{{\s*([+-]?\s*{_DECIMAL})\s*\}}\s*\{{\s*({_DECIMAL})\s*\}}")
-_MIXED = re.compile(r"(\d+)(?:(?:\s+|\s*\+\s*)(\d+)\s*/\s*(\d+)|\s*\+?\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})")
+_MIXED = re.compile(r"(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
 _SIGN = re.compile(r"[+-]\s*")
 
 
@@ -58,6 +59,11 @@ def _unsigned(text: str) -> Fraction | None:
     if match := _MIXED.fullmatch(text):
         whole, above, below = (int(part) for part in match.groups() if part is not None)
         return whole + Fraction(above, below) if 0 < above < below else None
+    if match := _REPEATING.fullmatch(text):
+        whole, before, period = match.groups()
+        return Fraction(f"{whole or 0}.{before or 0}") + Fraction(
+            int(period), (10 ** len(period) - 1) * 10 ** len(before)
+        )
     return None
 
 

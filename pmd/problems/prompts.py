@@ -63,7 +63,7 @@ def question(prompt: str) -> str:
 _ASKS_FOR_BOX = re.compile(
     r"\\boxed\s*\{\s*(?:\\text\{)?(?:\}|\.\.\.|…|[<\[]?\s*(?:your|the|final|answer|result|ans)\b)|"
     r"\b(?:within|inside|in|using|use|with|into|by)\s(?:(?:a|the|latex|command|format)\s){0,2}[`'\"$*]*\\{1,2}boxed\b|"
-    r"\b(?:after|following|with|by)\s[`'\"]*####|<answer>",
+    r"\b(?:after|following|with|by)\s[`'\"]*####|[`'\"“]\s*####|[`'\"“](?:so )?the (?:final )?answer is\b|<answer>",
     re.IGNORECASE,
 )
 _ASKS_FOR_LINE = re.compile(
