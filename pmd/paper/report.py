@@ -140,17 +140,18 @@ summary{cursor:pointer}.folded{margin:2.5rem 0 1rem}.folded h2{display:inline;bo
 .one{white-space:nowrap}
 
 figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px}
-.picture{overflow-x:auto;cursor:zoom-in}.picture svg{width:100%;height:auto;display:block}
+.picture{overflow-x:auto;cursor:zoom-in}
+.picture svg{width:100%;max-width:var(--width);height:auto;display:block;margin:auto}
 figcaption{color:#444;font-size:.9rem;margin-top:.5rem}figcaption ul{margin:.3rem 0 0;padding-left:1.2rem}
 figure.large{position:fixed;inset:0;margin:0;z-index:9;overflow:auto}
-.large .picture{overflow:visible;cursor:zoom-out}.large svg{min-width:75rem}
+.large .picture{overflow:visible;cursor:zoom-out}.large svg{min-width:75rem;max-width:none}
 
 .scroll{overflow-x:auto}.scroll table{border-collapse:collapse;font-size:.85rem;width:100%}
-.scroll th,.scroll td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+.scroll th,.scroll td{padding:.35rem .4rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 .scroll th{white-space:nowrap}.scroll~p,.claim~p{color:var(--soft);font-size:.9rem}
 
 .claim{border-bottom:1px solid var(--line);padding:.45rem 0}.claim p{margin:.4rem 0 .4rem 3rem;color:var(--soft)}
-.claim summary{display:grid;grid-template-columns:2.6rem 11rem 1fr 12.5rem;gap:0 .6rem;align-items:baseline}
+.claim summary{display:grid;grid-template-columns:2.6rem 11rem 1fr 12.5rem;gap:0 .6rem;align-items:start}
 .claim summary{list-style:none}
 .claim summary::-webkit-details-marker{display:none}
 .claim b::before{content:"▸ "}.claim[open] b::before{content:"▾ "}
@@ -160,11 +161,12 @@ figure.large{position:fixed;inset:0;margin:0;z-index:9;overflow:auto}
 .effect{color:var(--soft);text-align:right;font-size:.95rem;white-space:nowrap}
 
 @media(max-width:40rem){
-.picture svg{min-width:36rem}
+.picture svg{min-width:min(36rem,var(--width))}
 .claim summary{grid-template-columns:2.6rem 1fr}.claim summary>:nth-child(n+3){grid-column:2;text-align:left}
 .scroll table,.scroll tbody,.scroll tr{display:block}.scroll thead{display:none}
 .scroll tr{border-bottom:1px solid var(--line);padding:.4rem 0}
-.scroll td{border:0;padding:0 1rem 0 0;display:inline-block}.scroll td:first-child{display:block;font-weight:600}
+.scroll td{border:0;padding:0 1rem 0 0;display:inline-block}
+.scroll td:empty{display:none}.scroll td:first-child{display:block;font-weight:600}
 .scroll td:not(:first-child)::before{content:attr(data-label) " ";color:var(--soft);font-size:.8rem}}
 """
 
@@ -225,21 +227,26 @@ def _claim(row: dict) -> str:
     """A row of the claims as a line with verdict and effect, which opens on the reason."""
     weak = "<small>but too few base models to rely on it</small>" if row["cautious"] != row["verdict"] else ""
     beside = "verdict (default)" in row and not row["of_default"]
-    other = f"; the default run: {row['verdict (default)']}" if beside else ""
+    reason = row["reason"][:1].upper() + row["reason"][1:]
+    reason += f"; the default run: {row['verdict (default)']}" if beside else ""
     effect = f"{cell_text(row['effect'])} {row['unit']}".strip() if row["effect"] else ""
     kind = row["verdict"].split(" ")[0]
     return (
         f'<details class="claim" id="claim-{row["row"]}"><summary><b>{row["row"]}</b> '
         f'<span><span class="verdict {kind}">{escape(row["verdict"])}</span>{weak}</span> '
         f'<span>{_text(row["claim"])}</span> <span class="effect">{_text(effect)}</span></summary>'
-        f"<p>{_text(row['reason'] + other)}. Measured: {_text(row['metric'])}; {row['bases']} base models, "
-        f"{row['runs']} runs.</p></details>"
+        f"<p>{_text(reason)}. Measured: {_text(row['metric'])}; {row['bases']} base models, {row['runs']} runs.</p>"
+        "</details>"
     )
 
 
 def _notes(table: Path) -> list[str]:
     """What stands below the cells of a table in Markdown."""
     return [part for part in table.read_text(encoding="utf-8").split("\n\n")[1:] if not part.startswith("|")]
+
+
+ENLARGED = 1.4
+"""How much larger than for print a picture is at most shown, so that the text of a narrow one does not grow."""
 
 
 def _figure(where: str, picture: Picture) -> str:
@@ -259,7 +266,8 @@ def _figure(where: str, picture: Picture) -> str:
     svg = re.sub(r'\bid="([^"]+)"', own, svg)
     svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{prefix}{m[1]}"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{prefix}{m[1]})", svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}caption"', 1)
+    width = ENLARGED * float(re.search(r'\bwidth="([\d.]+)pt"', svg)[1])
+    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}caption" style="--width:{width:.0f}pt"', 1)
     items = "".join(f"<li><b>{row}</b> {_text(reason)}</li>" for row, reason in picture.found)
     said = f" Found:<ul>{items}</ul>" if items else ""
     return (
@@ -290,4 +298,5 @@ def _table(text: str) -> str:
 def _cell(column: str, inner: str) -> str:
     kept = ' class="one"' if len(inner) <= SHORT and "[" not in inner else ""
     inner = re.sub(r"\[[^\]]*\]", r'<span class="one">\g<0></span>', inner)
+    inner = re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", inner)  # the name of a test may be broken there
     return f'<td data-label="{escape(column)}"{kept}>{inner}</td>'
