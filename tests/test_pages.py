@@ -12,6 +12,7 @@ from html import unescape
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import PNGFormatter
 
 from pmd import params
 from pmd.files import ROOT
@@ -120,6 +121,12 @@ def test_theory_is_a_table_of_its_own():
     assert tables.theory(rows).frame.verdict.tolist() == ["holds", "fails"]
     with pytest.raises(ValueError, match="has no column residual"):
         tables.theory(rows.drop(columns="residual"))
+
+
+def test_a_notebook_shows_a_picture_that_is_the_value_of_a_cell(evidence):
+    """Also where pyplot was never used: then matplotlib has not told IPython how to show its own figures."""
+    drawn = [law_figures.law(evidence.law), finite_figures.finite(evidence.finite), figures.robustness_map(evidence)]
+    assert [PNGFormatter()(figure)[:4] for figure, _ in drawn] == [b"\x89PNG"] * 3
 
 
 @pytest.fixture

@@ -311,5 +311,5 @@ def explorer_figure(p: float, tau: float, n: int) -> Figure:
     mean, part = samples.loc[samples["n"] == n, "p_negative"]
     chances = rf"$P(\lambda<0)$ is {mean:.2f} for PMD-mean and {part:.2f} for PMD-part"
     figure.suptitle(rf"$\tau={tau:.3g}$, $p={p:.3g}$, $n={n}$: {chances}", fontsize=8)
-    left.legend(loc="upper left")
+    left.legend(loc="lower right")
     return figure
