@@ -104,7 +104,7 @@ smoke: setup
 # Train the committed base models again: bases/. On another processor they differ in rounding, and then in every digit.
 bases: setup
 	.venv/bin/dvc repro --quiet data.dvc
-	.venv/bin/python -m pmd notebook notebooks/5-bases.ipynb --stage bases -p preset=default -p out=bases
+	.venv/bin/python -m pmd notebook notebooks/5-bases.ipynb --stage bases -p preset=default -p out=bases -p k=16
 
 # Pin again: what pip chooses today for pyproject.toml in a clean environment, without what only one platform needs.
 lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ from tqdm import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A bar of tqdm on stderr; in a notebook on stdout, since stderr looks like an error there (on red ground)."""
-    in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-    return tqdm(file=sys.stdout if in_notebook else sys.stderr, **options)
+    """A bar of tqdm on stderr; in a notebook on stdout, since stderr looks like an error there (on red ground).
+
+    JPY_PARENT_PID is set for a kernel and inherited by its worker processes, whose bars appear in the notebook too.
+    """
+    return tqdm(file=sys.stdout if "JPY_PARENT_PID" in os.environ else sys.stderr, **options)

@@ -7,16 +7,14 @@ import re
 import shutil
 import subprocess
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pmd.files import ROOT
+from pmd.paper import explorer
 from pmd.theory.binary import binary_update, finite_sample_summary
 from pmd.theory.lambert import lambert_log_ratio
 
-PAGE = ROOT / "docs" / "page"
 NODE = shutil.which("node")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_engine = pytest.mark.skipif(
@@ -27,7 +25,7 @@ needs_engine = pytest.mark.skipif(
 
 def run(expression: str):
     """The value of a JavaScript expression in which `pmd` is the object of theory.js."""
-    source = (PAGE / "theory.js").read_text()
+    source = (explorer.FOLDER / "theory.js").read_text()
     if NODE:
         code = f"{source};process.stdout.write(JSON.stringify({expression}))"
         done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True)
@@ -77,29 +75,29 @@ def test_all_that_one_picture_needs_is_computed_within_a_fraction_of_50_millisec
 
 
 def test_the_numbers_need_no_document_and_the_picture_does_not_compute_them():
-    assert not re.search(r"\b(document|window|location)\b", (PAGE / "theory.js").read_text())
-    assert "expm1" not in (PAGE / "explorer.js").read_text()
+    assert not re.search(r"\b(document|window|location)\b", (explorer.FOLDER / "theory.js").read_text())
+    assert "expm1" not in (explorer.FOLDER / "explorer.js").read_text()
 
 
-def test_every_control_has_a_label_and_the_page_loads_nothing_but_its_two_scripts():
-    text = (PAGE / "explorer.html").read_text()
+def test_every_control_has_a_label_and_the_part_loads_nothing():
+    text = explorer.part()
     inputs = re.findall(r'<input id="(\w+)" type="range"', text)
     assert inputs == ["tau", "p", "n"] == re.findall(r'<label for="(\w+)"', text)
-    assert re.findall(r'(?:src|href)="([^"]+)"', text) == [
-        "https://arxiv.org/abs/2602.05933",
-        "theory.js",
-        "explorer.js",
-    ]
-    assert "url(" not in text
-    assert 'name="viewport"' in text
-    assert "color-scheme:light dark" in text
+    assert not re.findall(r"\b(?:src|href)=", text)
+    assert re.findall(r"url\((.)", text) == ["#"]  # a panel's own clip path
+    for name in ("theory.js", "explorer.js"):
+        assert text.count((explorer.FOLDER / name).read_text()) == 1
+    assert '<div id="explorer" hidden>' in text  # which without JavaScript nothing shows
+    assert "<noscript>" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
 def test_in_a_browser_the_table_has_the_theorys_numbers_and_the_picture_its_legend(tmp_path):
-    address = (PAGE / "explorer.html").as_uri() + "#tau=-3&p=-4&n=16"
-    command = [CHROMIUM, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path}", "--dump-dom", address]
-    page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    (tmp_path / "page.html").write_text(f'<!doctype html><meta charset="utf-8">{explorer.part()}')
+    address = (tmp_path / "page.html").as_uri() + "#tau=-3&p=-4&n=16"
+    command = [CHROMIUM, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom", address]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    page = re.sub(r"<script>.*?</script>", "", done.stdout, flags=re.DOTALL)
     found = [float(value) for value in re.findall(r'data-value="([^"]+)"', page)]
     tau, p = 0.0498, 1 / (1 + np.exp(4))
     mean, part = binary_update(p, tau), binary_update(p, tau, "partition")
@@ -112,4 +110,5 @@ def test_in_a_browser_the_table_has_the_theorys_numbers_and_the_picture_its_lege
     legend = re.findall(r'<path class="((?:mean|kl)(?: wrong)?)" d="M\d+ \d+h26"', page)
     assert sorted(drawn) == sorted(legend)
     assert len(drawn) == 8
-    assert Path(PAGE / "explorer.html").read_text().count("<svg") == page.count("<svg") == 1
+    assert '<div id="explorer">' in page  # it is shown
+    assert page.count("<svg") == 1

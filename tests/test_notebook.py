@@ -83,7 +83,10 @@ def test_a_kernel_says_nothing_of_its_transport_and_a_bar_is_no_error(tmp_path, 
     book.cells = [
         nbformat.v4.new_code_cell("preset = 'none'", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from pmd.bar import progress_bar\nlist(progress_bar(iterable=range(3), desc='three'))"
+            "from pmd.bar import progress_bar\nlist(progress_bar(iterable=range(3), desc='three'))\n"
+            "import subprocess, sys\n"
+            "worker = 'from pmd.bar import progress_bar; list(progress_bar(iterable=range(2), desc=\"worker\"))'\n"
+            "subprocess.run([sys.executable, '-c', worker], check=True);"
         ),
     ]
     nbformat.write(book, tmp_path / "good.ipynb")
@@ -92,6 +95,7 @@ def test_a_kernel_says_nothing_of_its_transport_and_a_bar_is_no_error(tmp_path, 
     main(["notebook", str(tmp_path / "good.ipynb"), "-p", "preset=x"])
     seen = capfd.readouterr()
     assert "three: 100%" in seen.out
+    assert "worker: 100%" in seen.out
     assert "TCP" not in seen.err
     executed = nbformat.read(tmp_path / "runs" / "x" / "notebooks" / "good.ipynb", as_version=4)
     assert {output.name for output in executed.cells[-1].outputs if output.output_type == "stream"} == {"stdout"}

@@ -127,6 +127,7 @@ def test_citation_has_what_the_format_requires_and_what_an_archive_reads():
     assert citation["cff-version"] == "1.2.0"
     assert citation["type"] == "software"
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert f"## [{citation['version']}] - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text()
     for key in ("title", "message", "abstract"):
         assert len(citation[key].strip()) > 20, key
     assert all(isinstance(word, str) for word in citation["keywords"])
@@ -134,7 +135,7 @@ def test_citation_has_what_the_format_requires_and_what_an_archive_reads():
     assert all(
         {"name"} == set(author) or {"family-names", "given-names"} <= set(author) for author in citation["authors"]
     )
-    paper = citation["preferred-citation"]
+    [paper] = citation["references"]
     assert {"authors", "title", "type"} <= set(paper)
     named = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
     assert named == ["Zhenghao Xu", "Qin Lu", "Changlong Yu", "Tuo Zhao"]

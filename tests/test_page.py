@@ -13,6 +13,7 @@ import pytest
 
 import pmd
 from pmd.files import ROOT
+from pmd.paper import explorer
 
 sys.path.insert(0, str(ROOT / "docs" / "page"))
 import links
@@ -68,14 +69,13 @@ def test_the_index_is_the_report_with_its_pictures_and_every_text_is_listed(sour
     assert len(listed) > 14
 
 
-def test_the_explorer_is_one_file(sources):
+def test_the_explorer_is_one_file_and_the_same_on_the_site(sources):
     page = (sources / "files" / "explorer.html").read_text()
     assert re.findall(r'\b(?:src|href)="([^"]+)', page) == ["https://arxiv.org/abs/2602.05933"]
-    for name in ("theory.js", "explorer.js"):
-        assert (ROOT / "docs" / "page" / name).read_text() in page
-    part = (sources / "docs" / "page" / "explorer-part.html").read_text()
-    assert part in page
-    assert "<body" not in part
+    assert page.count(explorer.part()) == 1
+    assert 'name="viewport"' in page
+    assert "color-scheme:light dark" in page
+    assert (sources / "docs" / "page" / "explorer-part.html").read_text() == explorer.part()
 
 
 def test_a_link_to_a_missing_file_or_id_is_found(tmp_path):

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from collections import Counter
+from html import unescape
 
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import PNGFormatter
 
 from pmd import params
 from pmd.files import ROOT
-from pmd.paper import claims, figures, finite_figures, frames, law_figures, report, settings_table, style, tables
+from pmd.paper import (
+    claims,
+    explorer,
+    figures,
+    finite_figures,
+    frames,
+    law_figures,
+    report,
+    settings_table,
+    style,
+    tables,
+)
 from pmd.paper.typeset import markdown, write
 from tests import evidence as made
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 REPORTED = pd.read_csv(ROOT / "results" / "reference" / "reported_30b_curves.csv")
 
 
@@ -106,6 +123,12 @@ def test_theory_is_a_table_of_its_own():
         tables.theory(rows.drop(columns="residual"))
 
 
+def test_a_notebook_shows_a_picture_that_is_the_value_of_a_cell(evidence):
+    """Also where pyplot was never used: then matplotlib has not told IPython how to show its own figures."""
+    drawn = [law_figures.law(evidence.law), finite_figures.finite(evidence.finite), figures.robustness_map(evidence)]
+    assert [PNGFormatter()(figure)[:4] for figure, _ in drawn] == [b"\x89PNG"] * 3
+
+
 @pytest.fixture
 def page(evidence, tmp_path):
     """A folder results/<preset> with all that the page shows, and the rows of its claims."""
@@ -121,7 +144,9 @@ def page(evidence, tmp_path):
 
 def test_the_page_is_one_file_that_opens_with_what_was_found(page):
     folder, rows = page
-    text = report.build(folder, rows, "test").read_text()
+    whole = report.build(folder, rows, "test").read_text()
+    assert whole.count(explorer.part()) == 1  # what it is and shows, test_explorer.py says
+    text = whole.replace(explorer.part(), "")
     outside = {link for link in re.findall(r'(?:src|href)="([^"]*)', text) if not link.startswith(("#", "data:image/"))}
     inside = {"../../README.md", "../../notebooks", "../../docs/experiments.md", "benchmark/embedded/examples.md"}
     assert outside == {"https://arxiv.org/abs/2602.05933"} | inside
@@ -129,14 +154,56 @@ def test_the_page_is_one_file_that_opens_with_what_was_found(page):
     assert text.index("Supported at this size") < text.index("<figure") < text.index("<table")
     assert found.split(":")[0].removeprefix("- **") in text
     assert text.count('<details class="claim"') == len(rows)
-    assert rows.reason[0] in text[text.index('id="claim-a1"') : text.index('id="claim-a2"')]
-    assert rows.reason[rows.row == "e1"].item() in text[text.index("law-caption") : text.index("finite-caption")]
-    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert readable(rows.reason[0]) in readable(text[text.index('id="claim-a1"') : text.index('id="claim-a2"')])
+    law = text[text.index("law-caption") : text.index("finite-caption")]
+    assert readable(rows.reason[rows.row == "e1"].item()) in readable(law)
+    ids = re.findall(r'\bid="([^"]+)"', text) + re.findall(r'<\w+ id="([^"]+)"', explorer.part())
     assert [name for name, count in Counter(ids).items() if count > 1] == []
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     assert used <= set(ids)
     assert text.count('role="img" aria-labelledby="') == text.count("<figure ") == 4
     assert text.count("<td data-label=") == text.count("<td")
+
+
+def readable(html):
+    """What a reader sees of a piece of HTML, with plain spaces."""
+    return unescape(re.sub("<[^>]+>", "", html)).replace("\u00a0", " ")
+
+
+def test_a_number_stays_with_its_unit_and_an_interval_in_one_piece():
+    assert report._text("32.0 % at n = 8, [−2.1, 0.1] pp at τ_b < τ") == (
+        '32.0\u00a0% at n\u00a0=\u00a08, <span class="one">[−2.1, 0.1]\u00a0pp</span> at τ<sub>b</sub> &lt; τ'
+    )
+    assert report._cell("avg@4", "48.4 [44.0, 52.9]") == (
+        '<td data-label="avg@4">48.4 <span class="one">[44.0, 52.9]</span></td>'
+    )
+    assert report._cell("K", "PMD-mean") == '<td data-label="K" class="one">PMD-mean</td>'
+    assert report._cell("why", "a longer text than that") == '<td data-label="why">a longer text than that</td>'
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_the_page_needs_no_sideways_scrolling_on_a_phone_and_its_links_unfold(page, tmp_path_factory):
+    """A frame as wide as a phone, since a window of the browser cannot be that narrow."""
+    folder, rows = page
+    text = report.build(folder, rows, "test").read_text()
+    probe = """<script>
+      const shown = document.querySelector('[id="the-theory-with-sliders"] > details');
+      const page = document.documentElement;
+      document.title = JSON.stringify([page.scrollWidth - page.clientWidth, shown.open,
+        document.querySelectorAll("[data-value]").length]);
+    </script>"""
+    (folder / "phone.html").write_text(text.replace("</body>", f"{probe}</body>"))
+    frame = '<iframe id="f" src="phone.html#the-theory-with-sliders" width="390" height="844"></iframe>'
+    script = "f.onload = () => { document.body.dataset.seen = f.contentDocument.title; }"
+    (folder / "frame.html").write_text(
+        f'<meta charset="utf-8"><style>iframe{{border:0}}</style>{frame}<script>{script}</script>'
+    )
+    profile = tmp_path_factory.mktemp("browser")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--allow-file-access-from-files", f"--user-data-dir={profile}",
+               "--virtual-time-budget=5000", "--dump-dom", (folder / "frame.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    seen = unescape(re.search(r'data-seen="([^"]*)"', done.stdout)[1])
+    assert json.loads(seen) == [0, True, 10]  # as wide as the frame, unfolded, with the explorer's numbers
 
 
 def test_the_page_in_markdown_links_its_pictures(page):

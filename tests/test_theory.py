@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import math
+import re
 import time
 
 import matplotlib as mpl
@@ -666,6 +667,18 @@ def test_finite_sample_figure_plots_the_exact_sums(canvas):
     kl = -(0.3 * math.log(row["p_next_exact"] / 0.3) + 0.7 * math.log((1 - row["p_next_exact"]) / 0.7))
     assert row["kl_exact"] == pytest.approx(kl, rel=1e-12)
     assert len(figure.axes) == 6
+
+
+def test_the_text_of_a_picture_is_in_its_one_font(canvas, tmp_path):
+    """A browser shows a sign of another font, such as the prime of mathtext, as some other character."""
+    drawn = [figures.ratio_figure(figures.ratio_data([0.0, 1.0], points=13)),
+             figures.update_figure(figures.update_data([0.1], points=7)),
+             figures.convergence_figure(figures.convergence_data({0.5: 3, 2.0: 5}, [0.01, 0.2])),
+             figures.finite_sample_figure(figures.finite_sample_data([(0.3, 0.5), (0.1, 0.1)], [2, 4])),
+             figures.chain_figure(figures.chain_data([0.5, 1.0], [2, 4], 0.05, 2))]  # fmt: skip
+    for number, (figure, data) in enumerate(drawn):
+        text = style.save(figure, data, tmp_path / f"{number}")[0].read_text()
+        assert set(re.findall(r"font-family: ('[^']*')", text)) == {"'DejaVu Sans'"}
 
 
 def test_explorer_shows_the_prompt_it_is_given(canvas):

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import pmd  # noqa: E402
+from pmd.paper import explorer  # noqa: E402
 
 PAGE = Path("docs/page")
 REPORT = Path("results/default/report.md")
@@ -72,10 +73,9 @@ def gather(root: Path, source: Path) -> None:
     stages = executed_as((root / "dvc.yaml").read_text(encoding="utf-8"))
     for path in notebooks:
         copy(newest(root, stages.get(path.as_posix())) or root / path, source / path)
-    explorer = (root / PAGE / "explorer.html").read_text(encoding="utf-8")
-    page = inlined(explorer, root / PAGE)
-    write(source / "files" / "explorer.html", page)
-    write(source / PAGE / "explorer-part.html", page.split("<!-- explorer -->")[1].split("<!-- /explorer -->")[0])
+    around = (root / PAGE / "explorer.html").read_text(encoding="utf-8")
+    write(source / "files" / "explorer.html", around.replace("<!-- explorer -->", explorer.part()))
+    write(source / PAGE / "explorer-part.html", explorer.part())
     alone = (root / REPORT.with_suffix(".html")).read_text(encoding="utf-8")
     write(source / "files" / "report.html", re.sub(r'<a href="(?!https:|#)[^"]*">(.*?)</a>', r"\1", alone))
     title, _, story = moved((root / REPORT).read_text(encoding="utf-8"), REPORT.parent.as_posix()).partition("\n")
@@ -113,15 +113,6 @@ def newest(root: Path, stage: str | None) -> Path | None:
     """The executed copy of a notebook in the default run, of several entries the newest; None where there is none."""
     found = (root / "runs" / "default" / "notebooks").glob(f"{stage}.ipynb") if stage else []
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def inlined(page: str, folder: Path) -> str:
-    """A page whose scripts, named by `src`, stand in it."""
-
-    def script(match: re.Match) -> str:
-        return f"<script>\n{(folder / match[1]).read_text(encoding='utf-8')}</script>"
-
-    return re.sub(r'<script src="([^"]+)"></script>', script, page)
 
 
 def moved(text: str, folder: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 IDEA = (
-    "Policy mirror descent improves a language model by regressing the log-ratio of its new and its old policy on"
+    "Policy mirror descent improves a language model by regressing s, the log-ratio of its new and its old policy, on"
     " rewards. The exact step needs a log-partition function that a few rollouts cannot estimate. PMD-mean puts "
     "the mean reward in its place, and the paper's theorem says that this adds a regulariser of its own, a χ² "
     "term whose weight λ is largest where it is needed. This page asks what of that can be seen in small language"
@@ -50,9 +50,12 @@ SHOWN = {
 """The rows of the claims table that a picture shows."""
 
 
-def caption(name: str, rows: pd.DataFrame | None = None) -> str:
-    """What the picture `name` draws and, where `rows` (of `claims.table`) judge it, what is seen in it."""
-    if rows is None or name not in SHOWN:
-        return CAPTIONS[name]
-    found = rows[rows["row"].isin(SHOWN[name])]
-    return f"{CAPTIONS[name]} Found: {'. '.join(f'({row.row}) {row.reason}' for row in found.itertuples())}."
+def label(name: str) -> str:
+    """What stands before a caption: "F8. "; nothing where the name is a word that the caption begins with anyway."""
+    return f"{name}. " if name.startswith("F") else ""
+
+
+def found(name: str, rows: pd.DataFrame | None) -> list[tuple[str, str]]:
+    """What is seen in the picture `name`: (row, reason) of the rows of `claims.table` that it shows, if there are."""
+    judged = rows[rows["row"].isin(SHOWN.get(name, ()))] if rows is not None else None
+    return [] if judged is None else list(zip(judged["row"], judged["reason"], strict=True))

@@ -246,4 +246,5 @@ def finding(table: pd.DataFrame) -> str:
     if len(absent):
         said = "; ".join(f"{row.brief} ({row.row})" for row in absent.itertuples())
         lines.append(f"**Not testable here:** {said}.")
-    return "What PMD-mean is said to be, by verdict:\n\n" + "\n".join(f"- {line}" for line in lines)
+    lead = "What is claimed of PMD-mean, by verdict (staleness: K, the updates that learn from one batch of rollouts):"
+    return lead + "\n\n" + "\n".join(f"- {line}" for line in lines)

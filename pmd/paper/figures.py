@@ -213,7 +213,7 @@ def regime(minibatches: int, staleness: int) -> str:
 
 def _figure(height: float) -> Figure:
     style.apply_style()
-    return Figure(figsize=(style.DOUBLE, height))
+    return style.Shown(figsize=(style.DOUBLE, height))
 
 
 def _over_bases(rows: pd.DataFrame, value: str) -> pd.DataFrame:

@@ -55,7 +55,7 @@ def finite(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     table = gains(frame)
     taus, sizes = sorted(table["tau"].unique()), sorted(table["n"].unique())
     looks = dict(zip(sizes, LOOKS[-len(sizes) :] if len(sizes) < len(LOOKS) else LOOKS, strict=True))
-    figure = Figure(figsize=(style.DOUBLE, 2.2 * len(taus) + 0.5))
+    figure = style.Shown(figsize=(style.DOUBLE, 2.2 * len(taus) + 0.5))
     axes = figure.subplots(len(taus), len(PANELS), squeeze=False)
     plotted = []
     for row, tau in zip(axes, taus, strict=True):

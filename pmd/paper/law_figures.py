@@ -42,7 +42,7 @@ def law(frame: pd.DataFrame, normalise: str = "constant") -> tuple[Figure, pd.Da
     style.apply_style()
     rows = frame[(frame["normalise"] == normalise) & frame["p"].between(0, 1, inclusive="neither")]
     taus = sorted(rows["tau"].unique())
-    figure = Figure(figsize=(style.DOUBLE, 2.15 * len(taus) + 0.3))
+    figure = style.Shown(figsize=(style.DOUBLE, 2.15 * len(taus) + 0.3))
     axes = figure.subplots(len(taus), 3, squeeze=False)
     plotted = []
     for row, tau in zip(axes, taus, strict=True):

@@ -65,7 +65,8 @@ def sentence(labels: tuple[str, str], a: float, b: float, where: str, effect: Ef
 def interval_words(low: float, high: float) -> str:
     """The 95 % interval of a difference in pp, and whether 0 is in it."""
     word = "includes" if low <= 0 <= high else "excludes"
-    return f"the 95 % interval of the difference, [{low:.1f}, {high:.1f}] pp, {word} 0"
+    ends = f"[{low:.1f}, {high:.1f}]".replace("-", "−")
+    return f"the 95 % interval of the difference, {ends} pp, {word} 0"
 
 
 # --- (a), (b): accuracy and stability -------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import re
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import mistune
 import pandas as pd
 
 from pmd.files import write_text
-from pmd.paper import claims
-from pmd.paper.captions import CAPTIONS, IDEA, caption
+from pmd.paper import claims, explorer
+from pmd.paper.captions import CAPTIONS, IDEA, found, label
 from pmd.paper.typeset import cell_text
 
 TITLE = "PMD-mean: what holds, how strongly, and where it does not"
@@ -30,19 +31,29 @@ LINKS = (
 )
 
 
+class Picture(NamedTuple):
+    """A figure by name, its SVG, and what is seen in it: (row, reason) of the claims that it shows."""
+
+    name: str
+    path: Path
+    found: list[tuple[str, str]]
+
+
 @dataclass
 class Section:
-    """A part of the page. figures: (name, its SVG, its caption). tables: Markdown files. folded: shown when asked for.
+    """A part of the page. tables: Markdown files. folded: in HTML shown when asked for.
 
-    claims: rows of the claims table; in HTML each is a line that opens, in place of `tables`.
+    claims: rows of the claims table; in HTML each is a line that opens, in place of `tables`. live: a part of the HTML
+    that runs in the reader's browser; Markdown lacks it.
     """
 
     title: str
     prose: str = ""
-    figures: list[tuple[str, Path, str]] = field(default_factory=list)
+    figures: list[Picture] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
     folded: bool = False
     claims: pd.DataFrame | None = None
+    live: str = ""
 
     @property
     def anchor(self) -> str:
@@ -55,9 +66,9 @@ def build(directory: Path, rows: pd.DataFrame, preset: str, study: Path | None =
     rows: the table of claims that opens the page. study: the folder of the study's figures and tables, which then come
     first; None where there is no study. What is absent is left out.
     """
-    found = sections(directory, rows, study)
-    write_text(directory / "report.md", markdown(found, directory))
-    write_text(directory / "report.html", html(found, f"PMD-mean: {preset}"))
+    parts = sections(directory, rows, study)
+    write_text(directory / "report.md", markdown(parts, directory))
+    write_text(directory / "report.html", html(parts, f"PMD-mean: {preset}"))
     return directory / "report.html"
 
 
@@ -70,17 +81,18 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
         path = folder / kind / file  # what the study has not finished is the default's
         return path if path.is_file() else directory / kind / file
 
-    def pictures(folder: Path, names: list[str], judged: pd.DataFrame | None = None) -> list[tuple[str, Path, str]]:
+    def pictures(folder: Path, names: list[str], judged: pd.DataFrame | None = None) -> list[Picture]:
         paths = [(n, present(directory / "theory" if n in made else folder, "figures", f"{n}.svg")) for n in names]
-        return [(name, path, caption(name, judged)) for name, path in paths if path.is_file()]
+        return [Picture(name, path, found(name, judged)) for name, path in paths if path.is_file()]
 
     def tables(folder: Path, names: list[str]) -> list[Path]:
         return [path for name in names if (path := present(folder, "tables", f"{name}.md")).is_file()]
 
     rest = [name for name in CAPTIONS if name not in (*LEAD, *made)]
-    found = [
+    parts = [
         Section("What was asked, and what was found", "\n\n".join([IDEA, claims.finding(rows), LINKS])),
         Section("Three pictures", figures=pictures(lead, list(LEAD), rows)),
+        Section("The theory, with sliders", folded=True, live=explorer.part()),
         Section("The claims", tables=tables(directory, ["T1"]), claims=rows),
         Section("Training", figures=pictures(lead, rest, rows), tables=tables(lead, ["T2", "T3"])),
         Section("The theory", figures=pictures(lead, sorted(made)), tables=tables(directory, ["T4"]), folded=True),
@@ -95,20 +107,23 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
         if not rows["of_default"].any():  # otherwise what stands above already is the default's training
             own.figures += pictures(directory, ["F8", "F5", "F6", "F7"])
             own.tables = tables(directory, ["T2", "T3"])
-        found.insert(4, own)
-    return [part for part in found if part.prose or part.figures or part.tables]
+        parts.insert(5, own)
+    return [part for part in parts if part.prose or part.figures or part.tables or part.live]
 
 
-def markdown(found: list[Section], directory: Path) -> str:
+def markdown(parts: list[Section], directory: Path) -> str:
     """The page as Markdown; pictures are links relative to `directory`."""
-    parts = [f"# {TITLE}"]
-    for part in found:
-        parts += [f"## {part.title}", part.prose]
-        for name, path, text in part.figures:
+    lines = [f"# {TITLE}"]
+    for part in parts:
+        if part.live:
+            continue
+        lines += [f"## {part.title}", part.prose]
+        for name, path, seen in part.figures:
             link = Path(os.path.relpath(path, directory)).as_posix()
-            parts += [f"![{CAPTIONS[name]}]({link})", f"*{name}. {text}*"]
-        parts += [path.read_text(encoding="utf-8").strip() for path in part.tables]
-    return "\n\n".join(text for text in parts if text) + "\n"
+            said = f" Found: {'. '.join(f'({row}) {reason}' for row, reason in seen)}." if seen else ""
+            lines += [f"![{CAPTIONS[name]}]({link})", f"*{label(name)}{CAPTIONS[name]}{said}*"]
+        lines += [path.read_text(encoding="utf-8").strip() for path in part.tables]
+    return "\n\n".join(text for text in lines if text) + "\n"
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------------
@@ -117,76 +132,111 @@ _CSS = """
 :root{color-scheme:light dark;--ink:#1f2328;--paper:#fff;--line:#d0d7de;--soft:#59636e;--link:#0969da}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--line:#30363d;--soft:#9198a1;--link:#58a6ff}}
 body{max-width:60rem;margin:0 auto;padding:1rem;font:17px/1.55 system-ui,sans-serif}
-body{color:var(--ink);background:var(--paper)}
-h1{line-height:1.2;font-size:1.7rem}h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}
+body{color:var(--ink);background:var(--paper);overflow-wrap:break-word}
+h1{line-height:1.2;font-size:1.7rem}h2{margin:2.5rem 0 1rem;border-bottom:1px solid var(--line);line-height:1.3}
 nav a{margin-right:1rem;white-space:nowrap}a{color:var(--link)}li{margin:.3rem 0}
-figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px;cursor:zoom-in}
-figure svg{width:100%;height:auto;display:block}figcaption{color:#444;font-size:.9rem;margin-top:.5rem}
-figure.large{position:fixed;inset:0;margin:0;z-index:9;overflow:auto;cursor:zoom-out}
-figure.large svg{min-width:75rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;width:100%}
-th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{white-space:nowrap}summary{cursor:pointer}code{background:#8882;padding:0 .2em}
-.claim{border-bottom:1px solid var(--line);padding:.45rem 0}.claim p{margin:.4rem 0 .4rem 1.2rem;color:var(--soft)}
-.claim b{font-weight:600}.verdict{border:1px solid;border-radius:1em;padding:0 .55em;margin:0 .3em;white-space:nowrap}
-.supported{background:#0072b222}.contradicted{background:#d55e0033}.effect{color:var(--soft);white-space:nowrap}
-@media(max-width:40rem){table,tbody,tr,td{display:block}thead{display:none}tr{border-bottom:2px solid var(--line)}
-td{border:0;padding:.15rem 0}td::before{content:attr(data-label) " ";color:var(--soft);font-size:.8rem}}
+summary{cursor:pointer}.folded{margin:2.5rem 0 1rem}.folded h2{display:inline;border:0}
+.folded>summary{border-bottom:1px solid var(--line);margin-bottom:1rem}code{background:#8882;padding:0 .2em}
+.one{white-space:nowrap}
+
+figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px}
+.picture{overflow-x:auto;cursor:zoom-in}
+.picture svg{width:100%;max-width:var(--width);height:auto;display:block;margin:auto}
+figcaption{color:#444;font-size:.9rem;margin-top:.5rem}figcaption ul{margin:.3rem 0 0;padding-left:1.2rem}
+figure.large{position:fixed;inset:0;margin:0;z-index:9;overflow:auto}
+.large .picture{overflow:visible;cursor:zoom-out}.large svg{min-width:75rem;max-width:none}
+
+.scroll{overflow-x:auto}.scroll table{border-collapse:collapse;font-size:.85rem;width:100%}
+.scroll th,.scroll td{padding:.35rem .4rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+.scroll th{white-space:nowrap}.scroll~p,.claim~p{color:var(--soft);font-size:.9rem}
+
+.claim{border-bottom:1px solid var(--line);padding:.45rem 0}.claim p{margin:.4rem 0 .4rem 3rem;color:var(--soft)}
+.claim summary{display:grid;grid-template-columns:2.6rem 11rem 1fr 12.5rem;gap:0 .6rem;align-items:start}
+.claim summary{list-style:none}
+.claim summary::-webkit-details-marker{display:none}
+.claim b::before{content:"▸ "}.claim[open] b::before{content:"▾ "}
+.verdict{border:1px solid;border-radius:1em;padding:0 .55em;display:inline-block}
+.supported{background:#0072b222}.contradicted{background:#d55e0033}
+.claim small{display:block;color:var(--soft);font-size:.8rem;line-height:1.3}
+.effect{color:var(--soft);text-align:right;font-size:.95rem;white-space:nowrap}
+
+@media(max-width:40rem){
+.picture svg{min-width:min(36rem,var(--width))}
+.claim summary{grid-template-columns:2.6rem 1fr}.claim summary>:nth-child(n+3){grid-column:2;text-align:left}
+.scroll table,.scroll tbody,.scroll tr{display:block}.scroll thead{display:none}
+.scroll tr{border-bottom:1px solid var(--line);padding:.4rem 0}
+.scroll td{border:0;padding:0 1rem 0 0;display:inline-block}
+.scroll td:empty{display:none}.scroll td:first-child{display:block;font-weight:600}
+.scroll td:not(:first-child)::before{content:attr(data-label) " ";color:var(--soft);font-size:.8rem}}
 """
 
-_LARGE = """
+_SCRIPT = """
 for (const figure of document.querySelectorAll("figure")) {
   const toggle = () => figure.classList.toggle("large");
   figure.tabIndex = 0;
-  figure.onclick = toggle;
+  figure.querySelector(".picture").onclick = toggle;
   figure.onkeydown = (event) => { if (event.key === "Enter") toggle(); };
 }
 document.onkeydown = (event) => {
   if (event.key === "Escape") document.querySelector("figure.large")?.classList.remove("large");
 };
+const unfold = () => document.querySelector(`[id="${location.hash.slice(1)}"] > details`)?.setAttribute("open", "");
+window.onhashchange = unfold;
+unfold();
 """
-"""A picture is shown as large as the window when it is clicked."""
+"""A picture is shown as large as the window when it is clicked; a link to a folded section opens it."""
 
 
-def html(found: list[Section], title: str) -> str:
+def html(parts: list[Section], title: str) -> str:
     """The page as one HTML file without any other resource."""
-    links = "".join(f'<a href="#{part.anchor}">{escape(part.title)}</a> ' for part in found)
-    body = "\n".join(_section(part) for part in found)
+    links = "".join(f'<a href="#{part.anchor}">{escape(part.title)}</a> ' for part in parts)
+    body = "\n".join(_section(part) for part in parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
-        f"<body>\n<h1>{escape(TITLE)}</h1>\n<nav>{links}</nav>\n{body}\n<script>{_LARGE}</script>\n</body></html>\n"
+        f"<body>\n<h1>{escape(TITLE)}</h1>\n<nav>{links}</nav>\n{body}\n<script>{_SCRIPT}</script>\n</body></html>\n"
     )
 
 
 def _section(part: Section) -> str:
     render = mistune.create_markdown(plugins=["table"])
     inner = [str(render(part.prose))] if part.prose else []
-    inner += [_figure(part.anchor, *picture) for picture in part.figures]
+    inner += [part.live] if part.live else []
+    inner += [_figure(part.anchor, picture) for picture in part.figures]
     if part.claims is not None:
         inner += [_claim(row) for row in part.claims.to_dict("records")]
         inner += [str(render("\n\n".join(notes))) for notes in map(_notes, part.tables)]
     else:
         inner += [_table(str(render(path.read_text(encoding="utf-8")))) for path in part.tables]
-    text = "\n".join(inner)
+    text, title = "\n".join(inner), f"<h2>{escape(part.title)}</h2>"
     if part.folded:
-        text = f"<details><summary>{escape(part.title)}: show</summary>\n{text}\n</details>"
-    return f'<section id="{part.anchor}">\n<h2>{escape(part.title)}</h2>\n{text}\n</section>'
+        text = f'<details class="folded"><summary>{title}</summary>\n{text}\n</details>'
+    else:
+        text = f"{title}\n{text}"
+    return f'<section id="{part.anchor}">\n{text}\n</section>'
+
+
+def _text(plain: str) -> str:
+    """Plain text as HTML, where no line breaks within "n = 8", "32 %" or an interval, and τ_b has its subscript."""
+    text = re.sub(r"(?<=[\d\]]) (?=%|pp\b)|(?<=\w) (?== )|(?<= =) ", "\u00a0", escape(plain))
+    text = re.sub(r"\[[^\]]*\](\u00a0pp)?", r'<span class="one">\g<0></span>', text)
+    return text.replace("τ_b", "τ<sub>b</sub>")
 
 
 def _claim(row: dict) -> str:
     """A row of the claims as a line with verdict and effect, which opens on the reason."""
-    weak = ", but too few base models to rely on it" if row["cautious"] != row["verdict"] else ""
+    weak = "<small>but too few base models to rely on it</small>" if row["cautious"] != row["verdict"] else ""
     beside = "verdict (default)" in row and not row["of_default"]
-    other = f"; the default run: {row['verdict (default)']}" if beside else ""
+    reason = row["reason"][:1].upper() + row["reason"][1:]
+    reason += f"; the default run: {row['verdict (default)']}" if beside else ""
     effect = f"{cell_text(row['effect'])} {row['unit']}".strip() if row["effect"] else ""
     kind = row["verdict"].split(" ")[0]
     return (
-        f'<details class="claim" id="claim-{row["row"]}"><summary><b>{row["row"]}</b>'
-        f'<span class="verdict {kind}">{escape(row["verdict"] + weak)}</span>{escape(row["claim"])} '
-        f'<span class="effect">{escape(effect)}</span></summary>'
-        f"<p>{escape(row['reason'] + other)}. Measured: {escape(row['metric'])}; {row['bases']} base models, "
-        f"{row['runs']} runs.</p></details>"
+        f'<details class="claim" id="claim-{row["row"]}"><summary><b>{row["row"]}</b> '
+        f'<span><span class="verdict {kind}">{escape(row["verdict"])}</span>{weak}</span> '
+        f'<span>{_text(row["claim"])}</span> <span class="effect">{_text(effect)}</span></summary>'
+        f"<p>{_text(reason)}. Measured: {_text(row['metric'])}; {row['bases']} base models, {row['runs']} runs.</p>"
+        "</details>"
     )
 
 
@@ -195,11 +245,15 @@ def _notes(table: Path) -> list[str]:
     return [part for part in table.read_text(encoding="utf-8").split("\n\n")[1:] if not part.startswith("|")]
 
 
-def _figure(where: str, name: str, path: Path, text: str) -> str:
+ENLARGED = 1.4
+"""How much larger than for print a picture is at most shown, so that the text of a narrow one does not grow."""
+
+
+def _figure(where: str, picture: Picture) -> str:
     """A picture inlined; the ids in it are made unique, since several pictures share a page."""
-    svg = path.read_text(encoding="utf-8")
+    svg = picture.path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
-    prefix = f"{where}-{name}-"
+    prefix = f"{where}-{picture.name}-"
     seen: set[str] = set()
 
     def own(match: re.Match) -> str:  # two panels that look the same have images of the same id
@@ -212,11 +266,18 @@ def _figure(where: str, name: str, path: Path, text: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', own, svg)
     svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{prefix}{m[1]}"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{prefix}{m[1]})", svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}caption"', 1)
+    width = ENLARGED * float(re.search(r'\bwidth="([\d.]+)pt"', svg)[1])
+    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}caption" style="--width:{width:.0f}pt"', 1)
+    items = "".join(f"<li><b>{row}</b> {_text(reason)}</li>" for row, reason in picture.found)
+    said = f" Found:<ul>{items}</ul>" if items else ""
     return (
-        f'<figure id="{prefix}figure">{svg}'
-        f'<figcaption id="{prefix}caption"><b>{escape(name)}.</b> {escape(text)}</figcaption></figure>'
+        f'<figure id="{prefix}figure"><div class="picture">{svg}</div><figcaption id="{prefix}caption">'
+        f"<b>{label(picture.name)}</b>{_text(CAPTIONS[picture.name])}{said}</figcaption></figure>"
     )
+
+
+SHORT = 16
+"""Characters of a cell that is never broken into lines."""
 
 
 def _table(text: str) -> str:
@@ -226,9 +287,16 @@ def _table(text: str) -> str:
         names = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)]
 
         def row(match: re.Match) -> str:
-            cells = iter(names)
-            return re.sub(r"<td", lambda m: f'<td data-label="{escape(next(cells, ""), quote=True)}"', match[0])
+            columns = iter(names)
+            return re.sub(r"<td>(.*?)</td>", lambda m: _cell(next(columns, ""), m[1]), match[0], flags=re.DOTALL)
 
         return f'<div class="scroll">{re.sub(r"<tr>.*?</tr>", row, table[0], flags=re.DOTALL)}</div>'
 
-    return re.sub(r"<table>.*?</table>", labelled, text, flags=re.DOTALL)
+    return f"<div>{re.sub(r'<table>.*?</table>', labelled, text, flags=re.DOTALL)}</div>"
+
+
+def _cell(column: str, inner: str) -> str:
+    kept = ' class="one"' if len(inner) <= SHORT and "[" not in inner else ""
+    inner = re.sub(r"\[[^\]]*\]", r'<span class="one">\g<0></span>', inner)
+    inner = re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", inner)  # the name of a test may be broken there
+    return f'<td data-label="{escape(column)}"{kept}>{inner}</td>'

@@ -6,6 +6,7 @@ line style and marker differ too, so that a figure survives a greyscale printer.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ def variant_style(variant: str) -> dict[str, Any]:
     """`method_style` of a variant: its method's, thinner and with a hollow marker where settings differ."""
     look = method_style(variant.split(" ")[0]) | {"label": label_of(variant)}
     return look | ({"markerfacecolor": "white", "linewidth": 0.9} if " " in variant else {})
+
+
+class Shown(Figure):
+    """A figure that a notebook shows as the value of a cell, also where pyplot, which prepares that, was never used."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
 
 
 def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:

@@ -221,7 +221,7 @@ def finite_sample_figure(data: pd.DataFrame) -> Drawn:
         top.set_title(rf"$p={p:g}$, $\tau={tau:g}$", loc="left")
         spreads[-1].set_xticks(range(len(sizes)), [f"{n}" for n in sizes])
         spreads[-1].set_xlabel(r"rollouts per prompt $n$")
-    labels = ("probability", r"$p'$ after the update", r"KL$(\pi_t\Vert\pi_{t+1})$, nats")
+    labels = ("probability", r"$p_{t+1}$ after the update", r"KL$(\pi_t\Vert\pi_{t+1})$, nats")
     for panel, label in zip(panels[:, 0], labels, strict=True):
         panel.set_ylabel(label)
     handles = []
@@ -305,11 +305,11 @@ def explorer_figure(p: float, tau: float, n: int) -> Figure:
     right.axvline(n, **_GUIDE)
     left.set(yscale="log", xlabel=r"$\Delta/\tau$", title=r"policy ratio $\rho$")
     middle.set(xscale="log", yscale="log", xlabel="$p$", title=rf"$\lambda(p)$; here {lam:.3g}")
-    right.set(xscale="log", xlabel="rollouts $n$", title="$p'$, median and 10–90 %", ylim=(-0.03, 1.03))
+    right.set(xscale="log", xlabel="rollouts $n$", title="$p_{t+1}$, median and 10–90 %", ylim=(-0.03, 1.03))
     right.set_xticks([2, 8, 32, 128], ["2", "8", "32", "128"])
     right.set_xticks([], minor=True)
     mean, part = samples.loc[samples["n"] == n, "p_negative"]
     chances = rf"$P(\lambda<0)$ is {mean:.2f} for PMD-mean and {part:.2f} for PMD-part"
     figure.suptitle(rf"$\tau={tau:.3g}$, $p={p:.3g}$, $n={n}$: {chances}", fontsize=8)
-    left.legend(loc="upper left")
+    left.legend(loc="lower right")
     return figure

@@ -74,6 +74,7 @@
 
   // #tau=-3&p=0&n=16 in the address sets the sliders, in their own units.
   for (const [id, value] of new URLSearchParams(location.hash.slice(1))) if (["tau", "p", "n"].includes(id)) slider(id).value = value;
+  root.hidden = false; // without JavaScript it stays hidden
   root.addEventListener("input", draw);
   draw();
 })();
