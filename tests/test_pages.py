@@ -18,6 +18,7 @@ from pmd import params
 from pmd.files import ROOT
 from pmd.paper import (
     claims,
+    claims_figure,
     explorer,
     figures,
     finite_figures,
@@ -137,6 +138,7 @@ def page(evidence, tmp_path):
     for name, (figure, data) in drawn.items():
         style.save(figure, data, tmp_path / "figures" / name)
     rows = claims.table(evidence)
+    style.save(*claims_figure.verdicts(rows), tmp_path / "figures" / "claims")
     for table in (tables.claims_table(rows), tables.stability(evidence), tables.accuracy(evidence, REPORTED)):
         write(table, tmp_path / "tables")
     return tmp_path, rows
@@ -161,8 +163,27 @@ def test_the_page_is_one_file_that_opens_with_what_was_found(page):
     assert [name for name, count in Counter(ids).items() if count > 1] == []
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     assert used <= set(ids)
-    assert text.count('role="img" aria-labelledby="') == text.count("<figure ") == 4
+    assert text.count('role="img" aria-labelledby="') == text.count("<figure ") == 5
     assert text.count("<td data-label=") == text.count("<td")
+
+
+def test_effects_are_drawn_in_margins_to_the_right_where_they_speak_for_the_claim(evidence):
+    frame = claims.table(evidence)
+    rows = frame.set_index("row", drop=False)
+    slow = rows.loc["c2"].copy()
+    slow["effect"], slow["bound"] = claims.Interval(1.21, 1.1, 1.331), True
+    claim = next(claim for claim in claims.CLAIMS if claim.row == "c2")
+    slow["in_margins"] = claims._in_margins(claim, claims.Effect(2 * np.log(1.1), np.log(1.1) / 1.96, 1e9))
+    figure, plotted = claims_figure.verdicts(pd.DataFrame([rows.loc["a1"], slow, rows.loc["e1"]]))
+    found = plotted.set_index("row")
+    assert found.loc["a1", "estimate"] == pytest.approx(5, abs=1)  # 0.65 against 0.6, and 1 pp matters
+    assert found.loc["c2", ["estimate", "low", "high"]].tolist() == pytest.approx([-2, -3, -1], abs=1e-3)
+    assert found.loc["e1", "estimate"] == pytest.approx(rows.loc["e1", "effect"].estimate / 0.15)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a1", "c2", "e1"]
+    assert "default" not in plotted
+    both = claims.beside(study=frame, default=frame[frame.row != "a1"], own={"train"})  # the law is the default's own
+    found = claims_figure.verdicts(both)[1].set_index("row")
+    assert found.default.notna().to_dict() == {row: row not in ("a1", "e1", "e2", "d1", "d2") for row in found.index}
 
 
 def readable(html):
@@ -211,7 +232,7 @@ def test_the_page_in_markdown_links_its_pictures(page):
     report.build(folder, rows, "test")
     text = (folder / "report.md").read_text()
     links = re.findall(r"\]\(([^)]+\.svg)\)", text)
-    assert links[:3] == ["figures/law.svg", "figures/finite.svg", "figures/F8.svg"]
+    assert links[:4] == [f"figures/{name}.svg" for name in ("claims", "law", "finite", "F8")]
     assert all((folder / link).is_file() for link in links)
 
 

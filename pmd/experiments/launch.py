@@ -29,6 +29,10 @@ from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
 
 
+POLL = 5.0
+"""Seconds between two looks at the logs of all runs, which together cost the cores that train some time."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One run: its configuration, the base model that it starts from, its folder, and what else run.json says of it."""
@@ -97,9 +101,10 @@ def _follow(futures: list[Future], jobs: list[Job], out: Path, until: float) -> 
     ) as bar:
         pending: set[Future] = set(futures)
         while pending and not any(_failed(future) for future in futures):
-            _, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
-            if time.monotonic() > until:
+            left = until - time.monotonic()
+            if left <= 0:
                 pending = {future for future in pending if not future.cancel()}
+            _, pending = wait(pending, timeout=left if 0 < left < POLL else POLL, return_when=FIRST_EXCEPTION)
             show(bar, [(out / job.name, job.config.steps) for job in jobs])
 
 

@@ -13,6 +13,9 @@ IDEA = (
 )
 
 CAPTIONS = {
+    "claims": "Every effect in units of the smallest that would matter, with its 95 % interval, dotted where only a "
+    "bound of the effect is known. Grey band: too small to matter, which is what e1 claims. Hollow circles, where a "
+    "study stands beside the default run: the default run. Beyond 2 the axis is logarithmic.",
     "law": "The law in a language model. Dots: the log-ratio s of right and wrong responses after an update whose "
     "regression is solved, and −mean(s) of each prompt. Lines: the Lambert-W curves and the λ that theory predicts "
     "from a prompt's success rate p alone. The right panels show the distance from the prediction, from one pass (what "

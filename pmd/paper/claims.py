@@ -127,6 +127,8 @@ CLAIMS = (
 def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
     """The rows with verdict, effect (an `Interval`), p (Holm), bases, runs and the reason; see docs/experiments.md.
 
+    in_margins: the effect over its margin, an `Interval` that is above 0 where it speaks for the claim. bound: whether
+    only a bound of the effect is known.
     cautious: the verdict if no effect had more degrees of freedom than its base models give.
     """
     answers = [claim.ask(evidence) for claim in claims]
@@ -145,6 +147,8 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
                 "verdict": judged,
                 "cautious": cautious,
                 "effect": shown,
+                "in_margins": _in_margins(claim, effect) if effect else None,
+                "bound": answer.only is not None,
                 "unit": claim.unit,
                 "margin": claim.show(claim.margin),
                 "p": p,
@@ -155,7 +159,16 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
             }
         )
     frame = pd.DataFrame(records)
-    return frame.astype({"effect": object})
+    return frame.astype({"effect": object, "in_margins": object})
+
+
+def _in_margins(claim: Claim, effect: Effect) -> Interval:
+    """An effect over the smallest that matters, above 0 where it speaks for the claim.
+
+    A claim that an effect is within its margin keeps the effect's sign: what speaks for it is to be near 0.
+    """
+    ends = [(claim.sense or 1) * x / claim.margin for x in effect.interval()]
+    return Interval(ends[0], min(ends[1:]), max(ends[1:]))
 
 
 def _lost(asked: float, corrected: float, judged: str) -> str:
@@ -212,7 +225,9 @@ def beside(*, default: pd.DataFrame, study: pd.DataFrame, own: Collection[str]) 
     own: the experiments of the study that are its own (`frames.study`); rows of the others are the default's, and
     `of_default`. The two tables are given by name, since nothing would show that they were swapped.
     """
-    joined = study.merge(default[["row", "verdict", "effect"]], on="row", how="left", suffixes=("", " (default)"))
+    joined = study.merge(
+        default[["row", "verdict", "effect", "in_margins"]], on="row", how="left", suffixes=("", " (default)")
+    )
     decided = {SUPPORTED, CONTRADICTED}
     pairs = zip(joined["verdict"], joined["verdict (default)"], strict=True)
     borrowed = [EXPERIMENT.get(row[0], "") not in {*own, ""} for row in joined["row"]]

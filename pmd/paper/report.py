@@ -1,4 +1,4 @@
-"""The page with everything: what was found, three pictures, the claims, then the rest.
+"""The page with everything: what was found, in words and in one picture, three pictures, the claims, then the rest.
 
 `sections` says what is on it; `markdown` and `html` say how it looks. The HTML needs no other file: pictures are
 inlined, so it can be sent by itself.
@@ -44,7 +44,7 @@ class Section:
     """A part of the page. tables: Markdown files. folded: in HTML shown when asked for.
 
     claims: rows of the claims table; in HTML each is a line that opens, in place of `tables`. live: a part of the HTML
-    that runs in the reader's browser; Markdown lacks it.
+    that runs in the reader's browser; Markdown lacks it. aside: in HTML the pictures stand beside the prose.
     """
 
     title: str
@@ -54,6 +54,7 @@ class Section:
     folded: bool = False
     claims: pd.DataFrame | None = None
     live: str = ""
+    aside: bool = False
 
     @property
     def anchor(self) -> str:
@@ -88,9 +89,14 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
     def tables(folder: Path, names: list[str]) -> list[Path]:
         return [path for name in names if (path := present(folder, "tables", f"{name}.md")).is_file()]
 
-    rest = [name for name in CAPTIONS if name not in (*LEAD, *made)]
+    rest = [name for name in CAPTIONS if name not in ("claims", *LEAD, *made)]
     parts = [
-        Section("What was asked, and what was found", "\n\n".join([IDEA, claims.finding(rows), LINKS])),
+        Section(
+            "What was asked, and what was found",
+            "\n\n".join([IDEA, claims.finding(rows), LINKS]),
+            pictures(directory, ["claims"]),
+            aside=True,
+        ),
         Section("Three pictures", figures=pictures(lead, list(LEAD), rows)),
         Section("The theory, with sliders", folded=True, live=explorer.part()),
         Section("The claims", tables=tables(directory, ["T1"]), claims=rows),
@@ -140,6 +146,8 @@ summary{cursor:pointer}.folded{margin:2.5rem 0 1rem}.folded h2{display:inline;bo
 .one{white-space:nowrap}
 
 figure{margin:1.5rem 0;padding:.75rem;background:#fff;border:1px solid var(--line);border-radius:6px}
+@media(min-width:60rem){.aside{display:grid;grid-template-columns:1fr 23rem;gap:1.5rem;align-items:start}}
+.aside figure{margin:0}.aside p:first-child{margin-top:0}
 .picture{overflow-x:auto;cursor:zoom-in}
 .picture svg{width:100%;max-width:var(--width);height:auto;display:block;margin:auto}
 figcaption{color:#444;font-size:.9rem;margin-top:.5rem}figcaption ul{margin:.3rem 0 0;padding-left:1.2rem}
@@ -209,7 +217,9 @@ def _section(part: Section) -> str:
     else:
         inner += [_table(str(render(path.read_text(encoding="utf-8")))) for path in part.tables]
     text, title = "\n".join(inner), f"<h2>{escape(part.title)}</h2>"
-    if part.folded:
+    if part.aside:
+        text = f'{title}\n<div class="aside">\n<div>{inner[0]}</div>\n{"".join(inner[1:])}</div>'
+    elif part.folded:
         text = f'<details class="folded"><summary>{title}</summary>\n{text}\n</details>'
     else:
         text = f"{title}\n{text}"

@@ -1,0 +1,61 @@
+"""The figure of the claims: every effect in units of the smallest one that matters."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pmd.evaluators.intervals import Interval
+from pmd.paper import style
+from pmd.paper.claims import CONTRADICTED, EQUIVALENT, SUPPORTED, UNDECIDED
+
+LOOKS = {
+    SUPPORTED: ("blue", "o"),
+    CONTRADICTED: ("vermillion", "X"),
+    EQUIVALENT: ("black", "s"),
+    UNDECIDED: ("grey", "D"),
+}
+"""The colour and the marker of a verdict."""
+
+TICKS = (-10, -2, -1, 0, 1, 2, 5, 10, 20)
+
+
+def verdicts(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """A line a row of `claims.table` that has an effect, from the first at the top.
+
+    The axis is linear within two margins and logarithmic beyond. Lines are 95 % intervals, dotted where the
+    effect is known as a bound alone. Plotted data: row, verdict, bound, estimate, low, high and, where rows are of
+    `claims.beside`, default: the default's estimate, drawn hollow. All are in margins.
+    """
+    style.apply_style()
+    measured = rows[rows["effect"].notna()]
+    plotted = pd.DataFrame([_numbers(row) for row in measured.to_dict("records")])
+    figure = style.Shown(figsize=(0.75 * style.SINGLE, 0.16 * len(plotted) + 0.75))
+    axis = figure.subplots()
+    axis.axvspan(-1, 1, color=style.COLOURS["light"], alpha=0.6, linewidth=0)
+    axis.axvline(0, color=style.COLOURS["grey"], linewidth=0.5)
+    for verdict, (colour, marker) in LOOKS.items():
+        mine = plotted[plotted["verdict"] == verdict]
+        look = {"color": style.COLOURS[colour], "zorder": 3}
+        for bound, line in ((False, "-"), (True, (0, (1, 1.5)))):
+            part = mine[mine["bound"] == bound]
+            axis.hlines(part.index, part["low"], part["high"], linewidth=1.2, linestyle=line, **look)
+        axis.plot(mine["estimate"], mine.index, marker, markersize=4, markeredgewidth=0, label=verdict, **look)
+        if "default" in mine:
+            axis.plot(mine["default"], mine.index, "o", markersize=4, markerfacecolor="white", **look | {"zorder": 2})
+    axis.set_xscale("symlog", linthresh=2, linscale=1)
+    axis.set_xticks(TICKS, [f"{tick}".replace("-", "−") for tick in TICKS])
+    axis.set_xticks([], minor=True)
+    axis.set_yticks(plotted.index, plotted["row"])
+    axis.set_ylim(len(plotted) - 0.4, -0.6)  # the first row at the top
+    axis.set_xlabel("against    ←    effect in margins    →    for")
+    figure.legend(loc="outside upper center", ncols=2, handlelength=1.0, columnspacing=1.2)
+    return figure, plotted
+
+
+def _numbers(row: dict) -> dict[str, str | float]:
+    found = {"row": row["row"], "verdict": row["verdict"], "bound": row["bound"], **row["in_margins"]._asdict()}
+    if "of_default" in row and not row["of_default"]:
+        other = row["in_margins (default)"]
+        found["default"] = other.estimate if isinstance(other, Interval) else float("nan")
+    return found
