@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 
-from pmd.paper import claims, frames
+from pmd.paper import claims, frames, tables
 from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED, Claim
 from pmd.paper.effects import Effect
 from pmd.paper.questions import Answer
@@ -80,7 +81,9 @@ def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
     slow = table(tmp_path / "2", speed=lambda variant, k: 20.0 if variant == "pmd-mean" and k > 1 else 10.0)
     assert slow.verdict["c2"] == CONTRADICTED
     short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
-    assert "misses the target from 4 of 4 base models, its seconds are a lower bound" in short.reason["c1"]
+    assert "misses the target from 4 of 4 base models; counting all of its seconds" in short.reason["c1"]
+    assert claims.printed(short.loc["c1"]).startswith("at least ")
+    assert short.in_margins["c1"].low == -math.inf  # longer still, which speaks against the claim
     mixed = table(tmp_path / "4", cpu=lambda base, variant: variant)
     assert mixed.verdict["c2"] == NOT_TESTABLE
     assert "different processors" in mixed.reason["c2"]
@@ -96,7 +99,10 @@ def test_seconds_that_are_only_a_bound_decide_in_one_direction(tmp_path):
         ("3", "grpo", 2.0, UNDECIDED),
         ("4", "grpo", 40.0, SUPPORTED),
     ):
-        assert table(tmp_path / name, misses(who), speed=took(who, seconds)).verdict["c2"] == found
+        row = table(tmp_path / name, misses(who), speed=took(who, seconds)).loc["c2"]
+        assert row.verdict == found
+        assert claims.printed(row).startswith("at least" if who == "pmd-mean" else "at most")
+        assert math.isinf(row.in_margins.low if who == "pmd-mean" else row.in_margins.high)
 
 
 def test_a_map_that_was_stopped_compares_the_cells_that_both_have(tmp_path):
@@ -121,7 +127,11 @@ def test_finite_samples_compare_the_mean_with_the_partition(tmp_path):
     assert found.verdict[["d1", "d2"]].tolist() == [SUPPORTED, SUPPORTED]
     assert found.effect["d1"].estimate == pytest.approx(10, abs=1)
     assert found.effect["d2"].estimate == pytest.approx(5, abs=1)
-    assert table(tmp_path / "1", finite=evidence.finite(-0.05)).verdict["d2"] == CONTRADICTED
+    worse = table(tmp_path / "1", finite=evidence.finite(-0.05))
+    assert worse.verdict["d2"] == CONTRADICTED
+    assert (found.but == "").all()
+    harm = table(tmp_path / "3", finite=evidence.finite().assign(before=600))
+    assert harm.but["d2"] == "both lower it, from 60 % to 45 % and 40 %"
     assert table(tmp_path / "2", finite=evidence.finite(0.0, noise=0.0005)).verdict["d1"] == EQUIVALENT
 
 
@@ -129,6 +139,13 @@ def test_the_law_must_be_met_and_not_only_not_missed(tmp_path):
     found = table(tmp_path)
     assert found.verdict[["e1", "e2"]].tolist() == [SUPPORTED, SUPPORTED]
     assert found.effect["e1"].estimate == pytest.approx(0, abs=0.05)
+    apart = evidence.law(noise=0)
+    apart.loc[apart["set"] == "held out", "minus_mean_s"] *= 1.5
+    reason = table(tmp_path / "4", law=apart).reason["e1"]
+    assert reason == (
+        "−mean(s)/λ is 1.00 at τ = 0.1, 1.00 at τ = 0.5; on other rollouts of the same prompts 1.50 at τ = 0.1, "
+        "1.50 at τ = 0.5"
+    )
     assert table(tmp_path / "1", law=evidence.law(1.5)).verdict["e1"] == CONTRADICTED
     assert table(tmp_path / "2", law=evidence.law(1.0, noise=0.3)).verdict["e1"] == UNDECIDED
     assert table(tmp_path / "3", law=evidence.law(order=-1)).verdict["e2"] == CONTRADICTED
@@ -154,8 +171,8 @@ def test_two_presets_side_by_side_name_what_disagrees(tmp_path):
 def test_the_finding_is_made_of_the_verdicts(tmp_path):
     found = table(tmp_path, better("grpo", 0.05, lambda k, rate: k == 40)).reset_index()
     text = claims.finding(found)
-    opposite = text[text.index("**The opposite was found of:** ") :].split("\n")[0]
-    assert "more accurate than GRPO at large staleness (a3)" in opposite
+    opposite = text[text.index("**Contradicted, for the opposite was found:** ") :].split("\n")[0]
+    assert "more accurate than GRPO at large K (a3)" in opposite
     assert "**Not testable here:** gains at 4B to 30B parameters (g)." in text
 
 
@@ -165,7 +182,7 @@ def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
     found.loc[found.row == "a1", "cautious"] = UNDECIDED
     text = claims.finding(found)
     weak = text[text.index("**Supported at this size, but too few base models to rely on it:** ") :].split("\n")[0]
-    assert weak.endswith("at small staleness (a1).")
+    assert weak.endswith("at small K (a1).")
     assert "(a3)" in text[: text.index("**Supported at this size, but")]
 
 
@@ -183,9 +200,20 @@ def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():
 def test_where_study_and_default_disagree_the_finding_says_it(tmp_path):
     one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
     other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
-    assert "disagree** on a1, a3" in claims.finding(
-        claims.beside(default=other, study=one, own={"train", "law", "finite"})
-    )
+    text = claims.finding(claims.beside(default=other, study=one, own={"train", "law", "finite"}))
+    assert "disagree** on a1, a3" in text
+    assert "more accurate than GRPO at small K (a1; default run: contradicted)" in text
+    assert "(d1)" in text  # the same in both
+
+
+def test_the_verdicts_of_a_gpu_stand_beside_in_columns_of_their_own(tmp_path):
+    one = table(tmp_path / "1", better("pmd-mean", 0.05)).reset_index()
+    other = table(tmp_path / "2", better("grpo", 0.05)).reset_index()
+    rows = tables.claims_table(claims.with_gpu(one, other)).frame.set_index("")
+    assert rows.loc["a1", ["verdict", "verdict (GPU)"]].tolist() == [SUPPORTED, CONTRADICTED]
+    assert rows.loc["a1", "effect"].estimate == pytest.approx(5, abs=0.5)
+    assert rows.loc["a1", "effect (GPU)"].estimate == pytest.approx(-5, abs=0.5)
+    assert not any("GPU" in column for column in tables.claims_table(one).frame)
 
 
 def test_evidence_of_another_schema_is_refused_in_one_line(tmp_path):

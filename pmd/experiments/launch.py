@@ -28,7 +28,6 @@ from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
 
-
 POLL = 5.0
 """Seconds between two looks at the logs of all runs, which together cost the cores that train some time."""
 

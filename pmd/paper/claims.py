@@ -47,8 +47,8 @@ def _accuracy(number: int, rival: str, large: bool) -> Claim:
     which = "large" if large else "small"
     return Claim(
         f"a{number}",
-        f"PMD-mean ends more accurate than {label_of(rival)}, each at its best learning rate, at {which} staleness",
-        f"more accurate than {label_of(rival)} at {which} staleness",
+        f"PMD-mean ends more accurate than {label_of(rival)}, each at its best learning rate, at {which} K",
+        f"more accurate than {label_of(rival)} at {which} K",
         "difference of accuracy on test and ood, each at the rate that is best on val",
         "pp",
         1.0,
@@ -60,7 +60,7 @@ def _accuracy(number: int, rival: str, large: bool) -> Claim:
 def _stability(number: int, rival: str) -> Claim:
     return Claim(
         f"b{number}",
-        f"PMD-mean is more stable than {label_of(rival)} over learning rates and staleness",
+        f"PMD-mean is more stable than {label_of(rival)} over learning rates and K",
         f"more stable than {label_of(rival)}",
         "difference of the mean accuracy over the whole grid of rates and both K",
         "pp",
@@ -87,8 +87,8 @@ def _time(number: int, rival: str, on_policy: bool) -> Claim:
 def _finite(number: int, name: str, words: str) -> Claim:
     return Claim(
         f"d{number}",
-        f"From few rollouts, the mean baseline does better than the partition on {words}",
-        f"from few rollouts better than the partition on {words}",
+        f"From few rollouts, PMD-mean does better than PMD-part on {words}",
+        f"from few rollouts better than PMD-part on {words}",
         "difference of success after one solved update from n = 8 rollouts",
         "pp",
         1.0,
@@ -111,11 +111,11 @@ CLAIMS = (
     _finite(1, "same", "the prompts that it learns from"),
     _finite(2, "other", "other prompts"),
     Claim("e1", "After a solved update, −mean(s) is the λ that theory predicts",
-          "−mean(s) of a solved update is the λ of theory", "ratio of −mean(s) to λ, minus 1",
-          "", 0.15, 0, questions.law_ratio),
+          "−mean(s) of a solved update is the λ of theory, on the rollouts that it learned from",
+          "ratio of −mean(s) to λ, minus 1", "ratio − 1", 0.15, 0, questions.law_ratio),
     Claim("e2", "Prompts with a larger predicted λ are moved more",
           "prompts with a larger λ are moved more", "rank correlation over prompts, minus 0.5",
-          "", 0.1, 1, questions.law_order),
+          "correlation − 0.5", 0.1, 1, questions.law_order),
     Claim("g", "The gains hold for language models of 4B to 30B parameters",
           "gains at 4B to 30B parameters", "avg@32 on AIME 2024 and 2025",
           "pp", 1.0, 1,
@@ -127,8 +127,8 @@ CLAIMS = (
 def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
     """The rows with verdict, effect (an `Interval`), p (Holm), bases, runs and the reason; see docs/experiments.md.
 
-    in_margins: the effect over its margin, an `Interval` that is above 0 where it speaks for the claim. bound: whether
-    only a bound of the effect is known.
+    in_margins: the effect over its margin, an `Interval` that is above 0 where it speaks for the claim. only, but:
+    those of `questions.Answer`.
     cautious: the verdict if no effect had more degrees of freedom than its base models give.
     """
     answers = [claim.ask(evidence) for claim in claims]
@@ -147,8 +147,9 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
                 "verdict": judged,
                 "cautious": cautious,
                 "effect": shown,
-                "in_margins": _in_margins(claim, effect) if effect else None,
-                "bound": answer.only is not None,
+                "in_margins": _in_margins(claim, effect, answer.only) if effect else None,
+                "only": answer.only,
+                "but": answer.but,
                 "unit": claim.unit,
                 "margin": claim.show(claim.margin),
                 "p": p,
@@ -159,16 +160,28 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
             }
         )
     frame = pd.DataFrame(records)
-    return frame.astype({"effect": object, "in_margins": object})
+    return frame.astype({"effect": object, "in_margins": object, "only": object})
 
 
-def _in_margins(claim: Claim, effect: Effect) -> Interval:
+def printed(row: dict) -> Interval | str | None:
+    """The effect of a row of `table` as it is printed: of a bound only what is known."""
+    effect, only = row["effect"], row["only"]
+    if only is None or effect is None:
+        return effect
+    return f"{questions.KNOWN[only]} {effect.estimate:.2f}" if only in questions.KNOWN else "not known"
+
+
+def _in_margins(claim: Claim, effect: Effect, only: str | None) -> Interval:
     """An effect over the smallest that matters, above 0 where it speaks for the claim.
 
-    A claim that an effect is within its margin keeps the effect's sign: what speaks for it is to be near 0.
+    A claim that an effect is within its margin keeps the effect's sign: what speaks for it is to be near 0. Where a
+    bound of the effect is known, the interval is all that lies beyond it; where nothing is, all numbers.
     """
-    ends = [(claim.sense or 1) * x / claim.margin for x in effect.interval()]
-    return Interval(ends[0], min(ends[1:]), max(ends[1:]))
+    estimate, low, high = effect.interval()
+    known = {"above": (estimate, np.inf), "below": (-np.inf, estimate), "none": (-np.inf, np.inf)}
+    ends = known.get(only, (low, high))
+    scaled = [(claim.sense or 1) * x / claim.margin for x in (np.nan if only == "none" else estimate, *ends)]
+    return Interval(scaled[0], min(scaled[1:]), max(scaled[1:]))
 
 
 def _lost(asked: float, corrected: float, judged: str) -> str:
@@ -234,15 +247,22 @@ def beside(*, default: pd.DataFrame, study: pd.DataFrame, own: Collection[str]) 
     return joined.assign(disagree=[{a, b} == decided for a, b in pairs], of_default=borrowed)
 
 
+def with_gpu(rows: pd.DataFrame, gpu: pd.DataFrame) -> pd.DataFrame:
+    """The table with verdict and effect of the experiment at a GPU's size beside it, judged and corrected by itself."""
+    other = gpu.assign(effect=[printed(row) for row in gpu.to_dict("records")])[["row", "verdict", "effect"]]
+    return rows.merge(other, on="row", how="left", suffixes=("", " (GPU)"))
+
+
 def finding(table: pd.DataFrame) -> str:
     """What was found, as a Markdown list of plain sentences made from the verdicts alone.
 
-    Of a verdict that would not stand with the degrees of freedom of its few base models alone it says so.
+    Of a verdict that would not stand with the degrees of freedom of its few base models alone it says so. table: of
+    `table`, or of `beside`, whose first verdicts are the study's.
     """
     order = {
         SUPPORTED: "Supported at this size",
-        CONTRADICTED: "The opposite was found of",
-        EQUIVALENT: "No difference that would matter",
+        CONTRADICTED: "Contradicted, for the opposite was found",
+        EQUIVALENT: "Neither, for the difference is too small to matter",
         UNDECIDED: "Undecided",
     }
     weak, lines = table["verdict"] != table["cautious"], []
@@ -250,7 +270,7 @@ def finding(table: pd.DataFrame) -> str:
         for rows, how in ((table[~weak], ""), (table[weak], ", but too few base models to rely on it")):
             rows = rows[rows["verdict"] == word]
             if len(rows):
-                said = "; ".join(f"{row.brief} ({row.row})" for row in rows.itertuples())
+                said = "; ".join(map(_item, rows.to_dict("records")))
                 lines.append(f"**{lead}{how}:** {said}.")
     if "disagree" in table and table["disagree"].any():
         lines.append(f"**The study and the default run disagree** on {', '.join(table['row'][table['disagree']])}.")
@@ -261,5 +281,19 @@ def finding(table: pd.DataFrame) -> str:
     if len(absent):
         said = "; ".join(f"{row.brief} ({row.row})" for row in absent.itertuples())
         lines.append(f"**Not testable here:** {said}.")
-    lead = "What is claimed of PMD-mean, by verdict (staleness: K, the updates that learn from one batch of rollouts):"
+    lead = "What is claimed of PMD-mean, by verdict:"
+    if "of_default" in table:
+        lead = (
+            "What is claimed of PMD-mean, by the verdict of the *study*, a larger run whose evidence is kept in the "
+            "repository. `make repro` makes the *default run*, smaller and from other base models; where its verdict "
+            "is another one, it stands behind the row."
+        )
     return lead + "\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _item(row: dict) -> str:
+    """A row in a list of findings, with what the verdict alone would not say."""
+    extra = [row["but"]] if row["but"] else []
+    if "of_default" in row and not row["of_default"] and row["verdict (default)"] != row["verdict"]:
+        extra.append(f"default run: {row['verdict (default)']}")
+    return f"{row['brief']} ({'; '.join([row['row'], *extra])})"

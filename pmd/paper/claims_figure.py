@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pmd.evaluators.intervals import Interval
@@ -23,13 +25,13 @@ TICKS = (-10, -2, -1, 0, 1, 2, 5, 10, 20)
 def verdicts(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """A line a row of `claims.table` that has an effect, from the first at the top.
 
-    The axis is linear within two margins and logarithmic beyond. Lines are 95 % intervals, dotted where the
-    effect is known as a bound alone. Plotted data: row, verdict, bound, estimate, low, high and, where rows are of
-    `claims.beside`, default: the default's estimate, drawn hollow. All are in margins.
+    The axis is linear within two margins and logarithmic beyond. Lines are 95 % intervals; where only a bound of the
+    effect is known there is an arrow to the side on which it lies, and where nothing is known a dotted line. Plotted
+    data: row, verdict, estimate, low, high and, where rows are of `claims.beside`, default: the default's estimate,
+    drawn hollow. All are in margins, as `claims.table` says.
     """
     style.apply_style()
-    measured = rows[rows["effect"].notna()]
-    plotted = pd.DataFrame([_numbers(row) for row in measured.to_dict("records")])
+    plotted = pd.DataFrame([_numbers(row) for row in rows[rows["effect"].notna()].to_dict("records")])
     figure = style.Shown(figsize=(0.75 * style.SINGLE, 0.16 * len(plotted) + 0.75))
     axis = figure.subplots()
     axis.axvspan(-1, 1, color=style.COLOURS["light"], alpha=0.6, linewidth=0)
@@ -37,12 +39,14 @@ def verdicts(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for verdict, (colour, marker) in LOOKS.items():
         mine = plotted[plotted["verdict"] == verdict]
         look = {"color": style.COLOURS[colour], "zorder": 3}
-        for bound, line in ((False, "-"), (True, (0, (1, 1.5)))):
-            part = mine[mine["bound"] == bound]
-            axis.hlines(part.index, part["low"], part["high"], linewidth=1.2, linestyle=line, **look)
+        measured = mine[np.isfinite(mine["low"]) & np.isfinite(mine["high"])]
+        axis.hlines(measured.index, measured["low"], measured["high"], linewidth=1.2, **look)
         axis.plot(mine["estimate"], mine.index, marker, markersize=4, markeredgewidth=0, label=verdict, **look)
         if "default" in mine:
             axis.plot(mine["default"], mine.index, "o", markersize=4, markerfacecolor="white", **look | {"zorder": 2})
+    for place, row in plotted.iterrows():
+        if np.isinf(row["low"]) or np.isinf(row["high"]):
+            _bound(axis, place, row)
     axis.set_xscale("symlog", linthresh=2, linscale=1)
     axis.set_xticks(TICKS, [f"{tick}".replace("-", "−") for tick in TICKS])
     axis.set_xticks([], minor=True)
@@ -53,9 +57,18 @@ def verdicts(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, plotted
 
 
+def _bound(axis: Axes, place: int, row: pd.Series) -> None:
+    if np.isnan(row["estimate"]):
+        axis.axhline(place, color=style.COLOURS["grey"], linewidth=0.8, linestyle=(0, (1, 2.5)))
+        return
+    tip = (-16 if np.isinf(row["low"]) else 16, 0)  # points
+    look = {"arrowstyle": "<-", "linewidth": 0.8, "color": style.COLOURS["grey"], "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", (row["estimate"], place), tip, textcoords="offset points", arrowprops=look)
+
+
 def _numbers(row: dict) -> dict[str, str | float]:
-    found = {"row": row["row"], "verdict": row["verdict"], "bound": row["bound"], **row["in_margins"]._asdict()}
+    found = {"row": row["row"], "verdict": row["verdict"], **row["in_margins"]._asdict()}
     if "of_default" in row and not row["of_default"]:
         other = row["in_margins (default)"]
-        found["default"] = other.estimate if isinstance(other, Interval) else float("nan")
+        found["default"] = other.estimate if isinstance(other, Interval) else np.nan
     return found

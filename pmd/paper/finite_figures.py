@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from pmd.evaluators.intervals import t_interval
 from pmd.paper import style
 
-LOOKS = [
-    ("sky", "o", ":"),
-    ("orange", "s", (0, (3, 1.2))),
-    ("vermillion", "D", "-"),
-    ("black", "^", (0, (5, 1.2, 1, 1.2))),
-]
-"""Colour, marker and line of the numbers of rollouts, from the smallest up."""
+LOOKS = {
+    4: ("orange", "s", (0, (3, 1.2))),
+    8: ("vermillion", "D", "-"),
+    16: ("black", "^", (0, (5, 1.2, 1, 1.2))),
+    64: ("sky", "o", ":"),
+}
+"""Colour, marker and line of the numbers of rollouts that the presets have."""
 
 LEAST = 0.05
 """The smallest −mean(s), in nats, by which a gain is divided."""
@@ -54,7 +54,7 @@ def finite(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     style.apply_style()
     table = gains(frame)
     taus, sizes = sorted(table["tau"].unique()), sorted(table["n"].unique())
-    looks = dict(zip(sizes, LOOKS[-len(sizes) :] if len(sizes) < len(LOOKS) else LOOKS, strict=True))
+    looks = {n: LOOKS.get(n) or list(LOOKS.values())[i % len(LOOKS)] for i, n in enumerate(sizes)}
     figure = style.Shown(figsize=(style.DOUBLE, 2.2 * len(taus) + 0.5))
     axes = figure.subplots(len(taus), len(PANELS), squeeze=False)
     plotted = []
@@ -74,7 +74,8 @@ def finite(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def _panel(axis: Axes, mine: pd.DataFrame, panel: str, looks: dict) -> pd.DataFrame:
     order = sorted(mine["tau_b"].unique(), key=lambda tau_b: -1 / tau_b)
     records = []
-    for shift, (n, (colour, marker, line)) in zip(np.linspace(-0.12, 0.12, len(looks)), looks.items(), strict=True):
+    shifts = 0.12 * (np.arange(len(looks)) - (len(looks) - 1) / 2)  # so that the bars stand side by side
+    for shift, (n, (colour, marker, line)) in zip(shifts, looks.items(), strict=True):
         groups = [mine.loc[(mine["n"] == n) & (mine["tau_b"] == tau_b), panel] for tau_b in order]
         ends = [t_interval(group) if group.notna().all() else (np.nan,) * 3 for group in groups]
         mean, low, high = np.array(ends).T

@@ -24,6 +24,7 @@ class Answer(NamedTuple):
 
     only: the one verdict besides "undecided" that the evidence can give, because the effect is known as a bound:
     "above" for what an effect above 0 says, "below" for the other, "none" for neither; None if the effect is measured.
+    but: what a reader of the verdict alone would not expect.
     """
 
     effect: Effect | None
@@ -31,6 +32,7 @@ class Answer(NamedTuple):
     bases: int
     runs: int
     only: str | None = None
+    but: str = ""
 
 
 def stale(evidence: Evidence) -> list[int]:
@@ -191,15 +193,29 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
         return missing("no base model has runs of all three")
     runs = mine.run.nunique() + rival.run.nunique()
     effect, names = over_bases(logs), (f"PMD-mean (K = {own[0]})", f"GRPO (K = {1 if on_policy else other[0]})")
-    low, high = np.exp(effect.interval()[1:])
-    why = f"{names[0]} takes {np.exp(effect.estimate):.2f} times the seconds of {names[1]}; "
-    why += f"the 95 % interval is [{low:.2f}, {high:.2f}]" if effect else ALONE
-    why += f"; of generated tokens {np.exp(np.mean(tokens)):.2f} times as many"
-    for name, count in zip(names, missed, strict=True):
-        if count:
-            why += f"; {name} misses the target from {count} of {len(bases)} base models, its seconds are a lower bound"
+    counts = [(name, int(count)) for name, count in zip(names, missed, strict=True) if count]
+    late = [f"{name} misses the target from {count} of {len(bases)} base models" for name, count in counts]
     bound = {(True, False): "above", (False, True): "below", (True, True): "none"}.get(tuple((missed > 0).tolist()))
+    why = _in_words(effect, float(np.exp(np.mean(tokens))), names, late, bound)
     return Answer(effect, why, len(bases), runs, bound)
+
+
+KNOWN = {"above": "at least", "below": "at most"}
+"""How much of a ratio is known from a bound; of the bound "none" nothing."""
+
+
+def _in_words(effect: Effect, tokens: float, names: tuple[str, str], late: list[str], bound: str | None) -> str:
+    """The sentence about seconds and tokens; late: who misses the target, and from how many base models."""
+    ratio = float(np.exp(effect.estimate))
+    if bound == "none":
+        return f"{' and '.join(late)}, so the ratio is not known; with all their seconds it would be {ratio:.2f}"
+    if bound:
+        known = f"takes {KNOWN[bound]} {ratio:.2f} times the seconds of"
+        return f"{late[0]}; counting all of its seconds, {names[0]} {known} {names[1]}"
+    low, high = np.exp(effect.interval()[1:])
+    why = f"{names[0]} takes {ratio:.2f} times the seconds of {names[1]}; "
+    why += f"the 95 % interval is [{low:.2f}, {high:.2f}]" if effect else ALONE
+    return f"{why}; of generated tokens {tokens:.2f} times as many"
 
 
 def _to_target(rows: pd.DataFrame, target: float, cost: str) -> tuple[float, bool]:
@@ -213,7 +229,8 @@ def _to_target(rows: pd.DataFrame, target: float, cost: str) -> tuple[float, boo
 
 
 def baselines(evidence: Evidence, name: str, n: int = 8) -> Answer:
-    """(d) Success after a solved update with the mean minus with the partition, in pp, at the smallest τ."""
+    """(d) Success after a solved update with the mean minus with the partition, in pp, at the smallest τ of the
+    experiment."""
     rows = evidence.finite
     if rows is None or n not in set(rows.n):
         return missing(f"the finite-sample experiment has no updates from n = {n}")
@@ -226,16 +243,18 @@ def baselines(evidence: Evidence, name: str, n: int = 8) -> Answer:
     effect = over_bases(rates[np.inf] - rates[tau])
     before = 100 * (rows.before.sum() / rows.samples.sum())
     where = f"of {name} prompts at τ = {tau:g}, n = {n} ({before:.1f} % before)"
-    why = sentence(("the mean", "the partition"), rates[np.inf].mean(), rates[tau].mean(), where, effect)
-    return Answer(effect, why, len(rates), 2 * len(rates))
+    after = rates.mean()
+    why = sentence((label_of("pmd-mean"), label_of("pmd-part")), after[np.inf], after[tau], where, effect)
+    but = f"both lower it, from {before:.0f} % to {after[np.inf]:.0f} % and {after[tau]:.0f} %"
+    return Answer(effect, why, len(rates), 2 * len(rates), but=but if after.max() < before else "")
 
 
-def _solved(evidence: Evidence) -> pd.DataFrame | None:
-    """The prompts of the law after the last inner step, on the batch, with constant normalisation."""
+def _solved(evidence: Evidence, place: str = "batch") -> pd.DataFrame | None:
+    """The prompts of the law after the last inner step, with constant normalisation, on the batch or "held out"."""
     rows = evidence.law
     if rows is None:
         return None
-    rows = rows[(rows.how == "solved") & (rows["set"] == "batch") & (rows.normalise == "constant")]
+    rows = rows[(rows.how == "solved") & (rows["set"] == place) & (rows.normalise == "constant")]
     return rows[rows.step == rows.step.max()]
 
 
@@ -244,13 +263,26 @@ def law_ratio(evidence: Evidence) -> Answer:
     rows = _solved(evidence)
     if rows is None or rows.empty:
         return missing("the law was not measured")
-    means = rows.groupby(["base", "tau"])[["minus_mean_s", "lam"]].mean()
-    ratios = (means.minus_mean_s / means.lam).unstack("tau")
+    ratios = _ratios(rows)
     if not np.isfinite(ratios.to_numpy()).all():
         return missing("for some base model and τ every prompt was solved always or never, so that λ is 0")
     effect = over_bases(ratios.mean(axis=1) - 1)
-    shown = ", ".join(f"{ratio:.2f} at τ = {tau:g}" for tau, ratio in ratios.mean().items())
-    return Answer(effect, f"−mean(s)/λ is {shown}", len(ratios), len(means))
+    shown = _by_tau(ratios)
+    other = _solved(evidence, "held out")
+    if other is not None and len(other):
+        shown += f"; on other rollouts of the same prompts {_by_tau(_ratios(other))}"
+    return Answer(effect, f"−mean(s)/λ is {shown}", len(ratios), ratios.size)
+
+
+def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean −mean(s) over the mean λ: a row a base model, a column a τ."""
+    means = rows.groupby(["base", "tau"])[["minus_mean_s", "lam"]].mean()
+    return (means.minus_mean_s / means.lam).unstack("tau")
+
+
+def _by_tau(table: pd.DataFrame) -> str:
+    """The means of the columns of a table of base models by τ, in words."""
+    return ", ".join(f"{mean:.2f} at τ = {tau:g}" for tau, mean in table.mean().items())
 
 
 def law_order(evidence: Evidence) -> Answer:
@@ -263,5 +295,4 @@ def law_order(evidence: Evidence) -> Answer:
     if not np.isfinite(found.to_numpy()).all():
         return missing("for some base model and τ all prompts have the same λ, so that they have no order")
     effect = over_bases(found.mean(axis=1) - 0.5)
-    shown = ", ".join(f"{value:.2f} at τ = {tau:g}" for tau, value in found.mean().items())
-    return Answer(effect, f"the rank correlation is {shown}", len(found), len(ranks))
+    return Answer(effect, f"the rank correlation is {_by_tau(found)}", len(found), len(ranks))

@@ -18,7 +18,7 @@ import pandas as pd
 
 from pmd.files import write_text
 from pmd.paper import claims, explorer
-from pmd.paper.captions import CAPTIONS, IDEA, found, label
+from pmd.paper.captions import CAPTIONS, IDEA, TERMS, found, label
 from pmd.paper.typeset import cell_text
 
 TITLE = "PMD-mean: what holds, how strongly, and where it does not"
@@ -27,12 +27,12 @@ LEAD = ("law", "finite", "F8")
 LINKS = (
     "[The paper](https://arxiv.org/abs/2602.05933). In the repository: [README](../../README.md), "
     "[notebooks](../../notebooks), [what was asked before the runs](../../docs/experiments.md), "
-    "[answers of the models](benchmark/embedded/examples.md)."
+    "[answers of the models](benchmark/embedded/examples.md); these four links work where the page lies in it."
 )
 
 
 class Picture(NamedTuple):
-    """A figure by name, its SVG, and what is seen in it: (row, reason) of the claims that it shows."""
+    """A figure by name, its SVG, and what is seen in it: (row, reason) of the claims that it shows, "" for no row."""
 
     name: str
     path: Path
@@ -84,7 +84,9 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
 
     def pictures(folder: Path, names: list[str], judged: pd.DataFrame | None = None) -> list[Picture]:
         paths = [(n, present(directory / "theory" if n in made else folder, "figures", f"{n}.svg")) for n in names]
-        return [Picture(name, path, found(name, judged)) for name, path in paths if path.is_file()]
+        return [
+            Picture(name, path, found(name, judged, path.with_suffix(".csv"))) for name, path in paths if path.is_file()
+        ]
 
     def tables(folder: Path, names: list[str]) -> list[Path]:
         return [path for name in names if (path := present(folder, "tables", f"{name}.md")).is_file()]
@@ -93,7 +95,7 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
     parts = [
         Section(
             "What was asked, and what was found",
-            "\n\n".join([IDEA, claims.finding(rows), LINKS]),
+            "\n\n".join([IDEA, TERMS, claims.finding(rows), LINKS]),
             pictures(directory, ["claims"]),
             aside=True,
         ),
@@ -126,7 +128,7 @@ def markdown(parts: list[Section], directory: Path) -> str:
         lines += [f"## {part.title}", part.prose]
         for name, path, seen in part.figures:
             link = Path(os.path.relpath(path, directory)).as_posix()
-            said = f" Found: {'. '.join(f'({row}) {reason}' for row, reason in seen)}." if seen else ""
+            said = f" Found: {'. '.join(f'({row}) {what}' if row else what for row, what in seen)}." if seen else ""
             lines += [f"![{CAPTIONS[name]}]({link})", f"*{label(name)}{CAPTIONS[name]}{said}*"]
         lines += [path.read_text(encoding="utf-8").strip() for path in part.tables]
     return "\n\n".join(text for text in lines if text) + "\n"
@@ -239,7 +241,9 @@ def _claim(row: dict) -> str:
     beside = "verdict (default)" in row and not row["of_default"]
     reason = row["reason"][:1].upper() + row["reason"][1:]
     reason += f"; the default run: {row['verdict (default)']}" if beside else ""
-    effect = f"{cell_text(row['effect'])} {row['unit']}".strip() if row["effect"] else ""
+    if "verdict (GPU)" in row:
+        reason += f"; at a GPU's size: {row['verdict (GPU)']}, {cell_text(row['effect (GPU)'])} {row['unit']}".rstrip()
+    effect = f"{cell_text(claims.printed(row))} {row['unit']}".strip() if row["effect"] else ""
     kind = row["verdict"].split(" ")[0]
     return (
         f'<details class="claim" id="claim-{row["row"]}"><summary><b>{row["row"]}</b> '
@@ -278,7 +282,7 @@ def _figure(where: str, picture: Picture) -> str:
     svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{prefix}{m[1]})", svg)
     width = ENLARGED * float(re.search(r'\bwidth="([\d.]+)pt"', svg)[1])
     svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}caption" style="--width:{width:.0f}pt"', 1)
-    items = "".join(f"<li><b>{row}</b> {_text(reason)}</li>" for row, reason in picture.found)
+    items = "".join(f"<li>{f'<b>{row}</b> ' if row else ''}{_text(reason)}</li>" for row, reason in picture.found)
     said = f" Found:<ul>{items}</ul>" if items else ""
     return (
         f'<figure id="{prefix}figure"><div class="picture">{svg}</div><figcaption id="{prefix}caption">'

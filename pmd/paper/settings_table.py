@@ -51,24 +51,32 @@ _OURS = {
 }
 
 
-def settings(params: dict[str, Any]) -> Table:
-    """T5: the settings of a preset beside the paper's.
+def settings(params: dict[str, Any], study: dict[str, Any] | None = None) -> Table:
+    """T5: the settings of a preset beside the paper's, and those of the study where they differ.
 
-    params: params.yaml, or a preset laid over it, as nested dictionaries. A method's own settings are listed with it.
+    params, study: params.yaml, or a preset laid over it, as nested dictionaries. A method's own settings are listed
+    with it.
     """
-    ours = dict(_OURS)
-    parts = ("base", "train", "methods", "grid", "evaluate", "law", "finite")
-    ours |= _leaves({key: params[key] for key in parts if key in params})
+    ours, studied = _of(params), _of(study) if study else {}
     records = []
-    for key, value in ours.items():
+    for key in dict.fromkeys([*ours, *studied]):
         paper, source = PAPER.get(key, ("not stated", "–"))
-        records.append({"setting": key, "ours": value, "the paper's": paper, "source": source})
+        record = {"setting": key, "ours": ours.get(key, "–")}
+        if study:
+            other = studied.get(key, "–")
+            record["the study's, where it differs"] = "" if other == record["ours"] else other
+        records.append(record | {"the paper's": paper, "source": source})
     notes = (
         "The paper is arXiv:2602.05933, the reference code horizon-rl/OpenKimi; “not stated” means that no "
         "source used here states it. Our τ refers to rewards in {0, 1}; with rewards ±1 the same update has "
         f"twice that τ. Methods: {', '.join(f'{name} is {method.label}' for name, method in METHODS.items())}.",
     )
     return Table("T5", "Settings, ours and the paper's.", from_records(records), notes)
+
+
+def _of(params: dict[str, Any]) -> dict[str, str]:
+    parts = ("base", "train", "methods", "grid", "evaluate", "law", "finite")
+    return _OURS | _leaves({key: params[key] for key in parts if key in params})
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
