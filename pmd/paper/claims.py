@@ -272,6 +272,8 @@ def finding(table: pd.DataFrame) -> str:
             if len(rows):
                 said = "; ".join(map(_item, rows.to_dict("records")))
                 lines.append(f"**{lead}{how}:** {said}.")
+    if "of_default" in table:
+        lines += _others(table)
     if "disagree" in table and table["disagree"].any():
         lines.append(f"**The study and the default run disagree** on {', '.join(table['row'][table['disagree']])}.")
     if "of_default" in table and table["of_default"].any():
@@ -285,15 +287,18 @@ def finding(table: pd.DataFrame) -> str:
     if "of_default" in table:
         lead = (
             "What is claimed of PMD-mean, by the verdict of the *study*, a larger run whose evidence is kept in the "
-            "repository. `make repro` makes the *default run*, smaller and from other base models; where its verdict "
-            "is another one, it stands behind the row."
+            "repository; the *default run*, which `make repro` makes, is smaller and from other base models:"
         )
     return lead + "\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _item(row: dict) -> str:
     """A row in a list of findings, with what the verdict alone would not say."""
-    extra = [row["but"]] if row["but"] else []
-    if "of_default" in row and not row["of_default"] and row["verdict (default)"] != row["verdict"]:
-        extra.append(f"default run: {row['verdict (default)']}")
-    return f"{row['brief']} ({'; '.join([row['row'], *extra])})"
+    return f"{row['brief']} ({row['row']}{'; ' + row['but'] if row['but'] else ''})"
+
+
+def _others(table: pd.DataFrame) -> list[str]:
+    """A line on the rows of `beside` on which the default run has another verdict, if there are such."""
+    apart = table[~table["of_default"] & (table["verdict"] != table["verdict (default)"])]
+    parts = [f"{', '.join(rows['row'])}: {word}" for word, rows in apart.groupby("verdict (default)", sort=False)]
+    return [f"**The default run has another verdict on** {'; '.join(parts)}."] if parts else []

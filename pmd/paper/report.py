@@ -95,7 +95,7 @@ def sections(directory: Path, rows: pd.DataFrame, study: Path | None) -> list[Se
     parts = [
         Section(
             "What was asked, and what was found",
-            "\n\n".join([IDEA, TERMS, claims.finding(rows), LINKS]),
+            "\n\n".join([IDEA, claims.finding(rows), TERMS, LINKS]),
             pictures(directory, ["claims"]),
             aside=True,
         ),
