@@ -219,7 +219,7 @@ def _section(part: Section) -> str:
     else:
         inner += [_table(str(render(path.read_text(encoding="utf-8")))) for path in part.tables]
     text, title = "\n".join(inner), f"<h2>{escape(part.title)}</h2>"
-    if part.aside:
+    if part.aside and part.figures:
         text = f'{title}\n<div class="aside">\n<div>{inner[0]}</div>\n{"".join(inner[1:])}</div>'
     elif part.folded:
         text = f'<details class="folded"><summary>{title}</summary>\n{text}\n</details>'
