@@ -43,7 +43,7 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/dvc repro --quiet data.dvc
 	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'not timing'
-	.venv/bin/python -m pytest -m timing
+	.venv/bin/python -m pytest -m timing $$(grep -l mark.timing tests/*.py)
 	$(MAKE) -j 2 nbval smoke
 
 # Every cell of every notebook, with the defaults of its parameters, in order: they read what earlier ones wrote.
