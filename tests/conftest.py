@@ -35,29 +35,30 @@ OTHER_ARCHITECTURES = {
 """Small sizes of architectures whose parts have other names than those of `tiny`."""
 
 
+def save_other(kind: str, tokenizer, folder: Path, **sizes: int) -> Path:
+    """A model folder of an architecture by its name, of OTHER_ARCHITECTURES or with sizes given."""
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=16,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        **OTHER_ARCHITECTURES.get(kind, {}),
+        **sizes,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # so far from zero that a response may end
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    save_policy(model, tokenizer, folder / kind)
+    return folder / kind
+
+
 @pytest.fixture
 def folder_of(tiny, tmp_path):
-    """What makes a model folder of an architecture by its name, of OTHER_ARCHITECTURES or with sizes given."""
-
-    def make(kind: str, **sizes: int) -> Path:
-        config = AutoConfig.for_model(
-            kind,
-            vocab_size=16,
-            bos_token_id=1,
-            eos_token_id=1,
-            pad_token_id=0,
-            **OTHER_ARCHITECTURES.get(kind, {}),
-            **sizes,
-        )
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # so far from zero that a response may end
-                parameter.add_(0.2 * torch.randn(parameter.shape))
-        save_policy(model, tiny[1], tmp_path / kind)
-        return tmp_path / kind
-
-    return make
+    """`save_other` into the test's own folder, with the tokenizer of `tiny`."""
+    return lambda kind, **sizes: save_other(kind, tiny[1], tmp_path, **sizes)
 
 
 @pytest.fixture
