@@ -31,7 +31,7 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock -e .
 	# compiled as pip does it, but on all cores and without the packages' tests; some packages' templates are no Python
-	.venv/bin/python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true
+	.venv/bin/python -m compileall -qq -j 0 -x 'site-packages/.*/tests/' .venv/lib || true
 	touch $@
 
 repro: setup
