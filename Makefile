@@ -14,6 +14,8 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+# containers often set it; then every process compiles anew what has no bytecode yet, and keeps none
+unexport PYTHONDONTWRITEBYTECODE
 SUPPORTED := import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + "; name another one with make PYTHON=...")
 
 .PHONY: setup repro test test-vllm test-stacks page test-page nbval smoke bases lock gpu benchmark clean
@@ -28,7 +30,8 @@ setup: .venv/installed
 	  git -c user.name=pmd -c user.email=pmd@localhost commit --quiet --message "As downloaded"; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock -e .
-	.venv/bin/python -m compileall -qq -j 0 .venv/lib || true # as pip does, on all cores; some packages' templates are no Python
+	# compiled as pip does it, but on all cores and without the packages' tests; some packages' templates are no Python
+	.venv/bin/python -m compileall -qq -j 0 -x 'site-packages/.*/tests/' .venv/lib || true
 	touch $@
 
 repro: setup
@@ -40,7 +43,7 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/dvc repro --quiet data.dvc
 	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'not timing'
-	.venv/bin/python -m pytest -m timing
+	.venv/bin/python -m pytest -m timing $$(grep -l mark.timing tests/*.py)
 	$(MAKE) -j 2 nbval smoke
 
 # Every cell of every notebook, with the defaults of its parameters, in order: they read what earlier ones wrote.
@@ -55,9 +58,9 @@ test-vllm: .venv-vllm/installed
 .venv-vllm/installed: tests/vllm/requirements.txt pyproject.toml
 	@$(PYTHON) -c '$(SUPPORTED)'
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r tests/vllm/requirements.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r tests/vllm/requirements.txt
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-vllm/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -e .
 	touch $@
 
 # The plug-ins in the stacks that they plug into, in an environment of their own.

@@ -1,4 +1,8 @@
-"""Shared fixtures: a tiny policy, and no threads to fight over."""
+"""Shared fixtures: a tiny policy, and no threads to fight over.
+
+torch and transformers are loaded where they are used: they take seconds, and xdist's controller, which runs no test,
+need not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,19 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from pmd import processes
-from pmd.model.from_scratch import build_policy
-from pmd.model.loading import save_policy
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.processes import prepare
 
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch, which reads it when it is loaded, and of the processes that tests start
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """A two-layer policy of width 32 with grouped keys, and its tokenizer."""
+    from pmd.model.from_scratch import build_policy
+
     return build_policy(SYMBOLS, layers=2, width=32, heads=4, kv_heads=2, feedforward=64, seed=3)
 
 
@@ -35,34 +36,42 @@ OTHER_ARCHITECTURES = {
 """Small sizes of architectures whose parts have other names than those of `tiny`."""
 
 
+def save_other(kind: str, tokenizer, folder: Path, **sizes: int) -> Path:
+    """A model folder of an architecture by its name, of OTHER_ARCHITECTURES or with sizes given."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pmd.model.loading import save_policy
+
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=16,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        **OTHER_ARCHITECTURES.get(kind, {}),
+        **sizes,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # so far from zero that a response may end
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    save_policy(model, tokenizer, folder / kind)
+    return folder / kind
+
+
 @pytest.fixture
 def folder_of(tiny, tmp_path):
-    """What makes a model folder of an architecture by its name, of OTHER_ARCHITECTURES or with sizes given."""
-
-    def make(kind: str, **sizes: int) -> Path:
-        config = AutoConfig.for_model(
-            kind,
-            vocab_size=16,
-            bos_token_id=1,
-            eos_token_id=1,
-            pad_token_id=0,
-            **OTHER_ARCHITECTURES.get(kind, {}),
-            **sizes,
-        )
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # so far from zero that a response may end
-                parameter.add_(0.2 * torch.randn(parameter.shape))
-        save_policy(model, tiny[1], tmp_path / kind)
-        return tmp_path / kind
-
-    return make
+    """`save_other` into the test's own folder, with the tokenizer of `tiny`."""
+    return lambda kind, **sizes: save_other(kind, tiny[1], tmp_path, **sizes)
 
 
 @pytest.fixture
 def tiny_dir(tiny, tmp_path):
     """`tiny` as a model folder."""
+    from pmd.model.loading import save_policy
+
     save_policy(*tiny, tmp_path / "model")
     return tmp_path / "model"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch.testing import assert_close
 from pmd.files import ROOT, read_jsonl
 from pmd.harness.config import Train
 from pmd.model import checkpoint, distributed
-from pmd.model.loading import load_policy
+from pmd.model.loading import load_policy, save_policy
 from pmd.problems.verifier import Verdict
 from pmd.sampling import scoring
 from pmd.trainer import loop
 from pmd.trainer.loop import train
+from tests.conftest import save_other
 from tests.test_loop import PROBLEMS, SETS, config
 
 WORKER = """
@@ -59,15 +61,11 @@ def two_ranks(jobs: dict[Path, tuple[Path, dict]]) -> None:
     assert done.returncode == 0, done.stderr[:6000]
 
 
-@pytest.fixture
-def one_rank(tiny_dir, monkeypatch):
+def one_rank(out: Path, changes: dict, base: Path) -> None:
     """The same run in this process."""
-    monkeypatch.setattr(scoring, "verify", low)
-
-    def run(out: Path, changes: dict, base: Path = tiny_dir) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "verify", low)
         train(config(**changes), base, PROBLEMS, SETS, out, progress=False)
-
-    return run
 
 
 STEPS = {"steps": 3, "eval_every": 3, "checkpoint_every": 1}
@@ -76,37 +74,28 @@ VARIANTS = {
     "grpo": {"method": "grpo", "microbatch_tokens": 24, "checkpoint_activations": True},
     "stale": {"method": "pmd-mean", "staleness": 1, "group_size": 3},
 }
+RECOMPUTED = STEPS | {"checkpoint_activations": True}
+MOVED = STEPS | {"eval_every": 1}
 
 SUMS = ("loss", "grad_norm", "entropy")
 
 
-def test_two_ranks_train_as_one_process_does(tiny_dir, folder_of, tmp_path, one_rank):
-    """Losses, gradient norms and weights after three steps, to 1e-5; what is counted is equal.
+@pytest.fixture(scope="module")
+def jobs(tiny, tmp_path_factory):
+    """{folder: (base model, changes)} of what two ranks have trained, in one job, since to start one takes 15 s.
 
-    Architectures with other names are among them, recomputed: OPT's layers would drop out of what they add.
+    `moved` had made its first step on one rank and has made its second on two.
     """
-    jobs = {name: (tiny_dir, STEPS | changes) for name, changes in VARIANTS.items()}
-    jobs |= {kind: (folder_of(kind), STEPS | {"checkpoint_activations": True}) for kind in ("gpt2", "opt")}
-    two_ranks({tmp_path / f"{name}-2": job for name, job in jobs.items()})
-    start = load_file(tiny_dir / "model.safetensors")
-    for name, (base, changes) in jobs.items():
-        one_rank(tmp_path / f"{name}-1", changes, base)
-        folders = [tmp_path / f"{name}-{count}" for count in (1, 2)]
-        rows = [read_jsonl(folder / "log.jsonl") for folder in folders]
-        for a, b in zip(*rows, strict=True):
-            assert a["grad_norm"] > 0
-            assert [b[key] for key in SUMS] == pytest.approx([a[key] for key in SUMS], rel=1e-5)
-        if name not in VARIANTS:  # a key's bias changes no loss, and Adam makes steps of the rounding in its gradient
-            continue
-        for a, b in zip(*rows, strict=True):
-            for key, value in a.items():
-                assert b[key] == (pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value), key
-        evals = [read_jsonl(folder / "eval.jsonl") for folder in folders]
-        assert evals[0] == evals[1]
-        one, two = (load_file(folder / "last" / "model.safetensors") for folder in folders)
-        for key, weight in one.items():
-            assert_close(two[key], weight, atol=1e-5, rtol=0)
-        assert max((one[key] - start[key]).abs().max() for key in one) > 1e-3  # three steps of lr 1e-3
+    folder = tmp_path_factory.mktemp("ranks")
+    save_policy(*tiny, folder / "model")
+    jobs = {folder / name: (folder / "model", STEPS | changes) for name, changes in VARIANTS.items()}
+    jobs |= {folder / f"{kind}-2": (save_other(kind, tiny[1], folder), RECOMPUTED) for kind in ("gpt2", "opt")}
+    one_rank(folder / "moved", MOVED | {"steps": 1}, folder / "model")
+    assert saved(folder / "moved") == shards(1)
+    shorten(folder / "moved", 2)
+    jobs[folder / "moved"] = (folder / "model", MOVED | {"steps": 2})
+    two_ranks(jobs)
+    return jobs
 
 
 def shorten(out: Path, steps: int) -> None:
@@ -116,32 +105,66 @@ def shorten(out: Path, steps: int) -> None:
     (out / "run.json").write_text(json.dumps(run | {"steps": steps}))
 
 
-def test_a_checkpoint_is_sharded_and_read_by_any_number_of_ranks(tiny_dir, tmp_path, one_rank):
+def saved(out: Path) -> set[str]:
+    """The tensor files of a run's last checkpoint."""
+    return {path.name for path in checkpoint.latest(out).glob("*.safetensors")}
+
+
+def shards(count: int) -> set[str]:
+    """What they are called that so many ranks write."""
+    return {f"{what}-{r}-of-{count}.safetensors" for what in ("weights", "moments") for r in range(count)}
+
+
+def test_two_ranks_train_as_one_process_does(jobs, tmp_path):
+    """Losses, gradient norms and weights after three steps, to 1e-5; what is counted is equal.
+
+    Architectures with other names are among them, recomputed: OPT's layers would drop out of what they add.
+    """
+    for two, (base, changes) in jobs.items():
+        if two.name == "moved":
+            continue
+        one = tmp_path / two.name
+        one_rank(one, changes, base)
+        rows = [read_jsonl(folder / "log.jsonl") for folder in (one, two)]
+        for a, b in zip(*rows, strict=True):
+            assert a["grad_norm"] > 0
+            assert [b[key] for key in SUMS] == pytest.approx([a[key] for key in SUMS], rel=1e-5)
+        if two.name not in VARIANTS:
+            continue  # a key's bias changes no loss, and Adam makes steps of the rounding in its gradient
+        for a, b in zip(*rows, strict=True):
+            for key, value in a.items():
+                assert b[key] == (pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value), key
+        assert read_jsonl(one / "eval.jsonl") == read_jsonl(two / "eval.jsonl")
+        start, alone, both = (load_file(folder / "model.safetensors") for folder in (base, one / "last", two / "last"))
+        for key, weight in alone.items():
+            assert_close(both[key], weight, atol=1e-5, rtol=0)
+        assert max((alone[key] - start[key]).abs().max() for key in alone) > 1e-3  # three steps of lr 1e-3
+
+
+def test_a_checkpoint_is_sharded_and_read_by_any_number_of_ranks(jobs, tmp_path):
     """One step on one rank, the second on two, the third on one: as three on one, to rounding."""
-    out, every = tmp_path / "moved", STEPS | {"eval_every": 1}
-    for steps, count in ((1, 1), (2, 2), (3, 1)):
-        changes = every | {"steps": steps}
-        one_rank(out, changes) if count == 1 else two_ranks({out: (tiny_dir, changes)})
-        names = {path.name for path in checkpoint.latest(out).glob("*.safetensors")}
-        assert names == {f"{what}-{r}-of-{count}.safetensors" for what in ("weights", "moments") for r in range(count)}
-        if count == 2:
-            shards = [load_file(checkpoint.latest(out) / f"weights-{r}-of-2.safetensors") for r in (0, 1)]
-            rows = dict(load_policy(tiny_dir)[0].named_parameters())
-            assert all(0 < len(shards[0][n]) < len(p) == len(shards[0][n]) + len(shards[1][n]) for n, p in rows.items())
-        shorten(out, steps + 1)
-    one_rank(tmp_path / "1", every)
+    [(two, (base, _))] = [(out, job) for out, job in jobs.items() if out.name == "moved"]
+    out = shutil.copytree(two, tmp_path / "moved")
+    assert saved(out) == shards(2)
+    halves = [load_file(checkpoint.latest(out) / f"weights-{r}-of-2.safetensors") for r in (0, 1)]
+    rows = dict(load_policy(base)[0].named_parameters())
+    assert all(0 < len(halves[0][n]) < len(p) == len(halves[0][n]) + len(halves[1][n]) for n, p in rows.items())
+    shorten(out, 3)
+    one_rank(out, MOVED, base)
+    assert saved(out) == shards(1)
+    one_rank(tmp_path / "1", MOVED, base)
     moved, whole = (load_file(folder / "last" / "model.safetensors") for folder in (out, tmp_path / "1"))
     for name, weight in whole.items():
         assert_close(moved[name], weight, atol=1e-5, rtol=0)
 
 
-def test_stale_rollouts_are_the_old_policys_and_wait_in_the_checkpoint(tmp_path, one_rank, monkeypatch):
+def test_stale_rollouts_are_the_old_policys_and_wait_in_the_checkpoint(tiny_dir, tmp_path, monkeypatch):
     """Batch t is sampled s steps before it is used; a run stopped between goes on with the same bits."""
     changes = STEPS | {"steps": 4, "staleness": 2, "checkpoint_every": 3, "eval_every": 4}
-    one_rank(tmp_path / "whole", changes)
+    one_rank(tmp_path / "whole", changes, tiny_dir)
     rows = read_jsonl(tmp_path / "whole" / "log.jsonl")
     fresh = STEPS | {"steps": 4, "staleness": 0, "checkpoint_every": 3, "eval_every": 4}
-    one_rank(tmp_path / "fresh", fresh)
+    one_rank(tmp_path / "fresh", fresh, tiny_dir)
     first = read_jsonl(tmp_path / "fresh" / "log.jsonl")
     assert rows[0]["successes"] == first[0]["successes"]  # both from θ_1
     assert rows[0]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-5)
@@ -156,11 +179,11 @@ def test_stale_rollouts_are_the_old_policys_and_wait_in_the_checkpoint(tmp_path,
 
     monkeypatch.setattr(loop, "learn", stop)
     with pytest.raises(KeyboardInterrupt):
-        one_rank(kept, changes)
+        one_rank(kept, changes, tiny_dir)
     monkeypatch.setattr(loop, "learn", stopped)
     waiting = {path.name for path in checkpoint.latest(kept).glob("waiting-*")}
     assert waiting == {"waiting-4.safetensors", "waiting-5.safetensors"}  # as if there were more steps to come
-    one_rank(kept, changes)
+    one_rank(kept, changes, tiny_dir)
     for name in ("log.jsonl", "eval.jsonl", "last/model.safetensors"):
         assert (kept / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -432,8 +433,9 @@ def test_a_local_folder_never_stands_in_for_the_hub(tmp_path, monkeypatch):
 REAL = Path(os.environ.get("PMD_REAL_DATA") or ROOT.parent / "shared" / "data")
 
 
+@cache
 def real(path: str, form: str) -> tuple[list[dict], Counts]:
-    """One of the real sets, or a skip that says what is absent."""
+    """One of the real sets, read once, or a skip that says what is absent."""
     if not (REAL / path).is_file():
         pytest.skip(f"the real problem sets are not here: no {path} in PMD_REAL_DATA")
     return taken(REAL / path, format=form)
@@ -469,11 +471,11 @@ def test_the_two_forms_of_dapo_are_the_same_problems():
 
 
 def test_the_math500_problems_that_are_in_dapo():
-    """Seven, none by a change of operator: precalculus/285 has z⁴+z²+1 where DAPO has z⁴-z²+1."""
+    """Seven, none by a change of operator: precalculus/285 has z⁴+z²+1 where DAPO has z⁴-z²+1. None of AIME 2024."""
     train, _ = real("dapo/dapo_math_17k.parquet", "verl")
-    test, _ = real("math500/test.jsonl", "math500")
+    (math500, _), (aime, _) = real("math500/test.jsonl", "math500"), real("aime/aime2024_dapo_native.parquet", "dapo")
     numbers = [1849, 582, 991, 1411, 90, 2146]
     expected = {f"test/intermediate_algebra/{n}.json" for n in numbers} | {"test/algebra/1282.json"}
-    assert set(overlap(train, test)) == expected
-    assert len(overlap(train, test)) == 7
-    assert overlap(train, real("aime/aime2024_dapo_native.parquet", "dapo")[0]) == []
+    found = overlap(train, [*math500, *aime])
+    assert set(found) == expected
+    assert len(found) == 7

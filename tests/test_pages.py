@@ -141,18 +141,24 @@ def test_a_notebook_shows_a_picture_that_is_the_value_of_a_cell(evidence):
     assert [PNGFormatter()(figure)[:4] for figure, _ in drawn] == [b"\x89PNG"] * 3
 
 
-@pytest.fixture
-def page(evidence, tmp_path):
+@pytest.fixture(scope="module")
+def drawn(evidence, tmp_path_factory):
     """A folder results/<preset> with all that the page shows, and the rows of its claims."""
-    drawn = {"law": law_figures.law(evidence.law), "finite": finite_figures.finite(evidence.finite),
-             "F8": figures.robustness_map(evidence), "F5-reported": figures.reported_curves(REPORTED)}  # fmt: skip
-    for name, (figure, data) in drawn.items():
-        style.save(figure, data, tmp_path / "figures" / name)
-    rows = claims.table(evidence)
-    style.save(*claims_figure.verdicts(rows), tmp_path / "figures" / "claims")
+    folder, rows = tmp_path_factory.mktemp("drawn"), claims.table(evidence)
+    figures_of = {"law": law_figures.law(evidence.law), "finite": finite_figures.finite(evidence.finite),
+                  "F8": figures.robustness_map(evidence), "F5-reported": figures.reported_curves(REPORTED),
+                  "claims": claims_figure.verdicts(rows)}  # fmt: skip
+    for name, (figure, data) in figures_of.items():
+        style.save(figure, data, folder / "figures" / name)
     for table in (tables.claims_table(rows), tables.stability(evidence), tables.accuracy(evidence, REPORTED)):
-        write(table, tmp_path / "tables")
-    return tmp_path, rows
+        write(table, folder / "tables")
+    return folder, rows
+
+
+@pytest.fixture
+def page(drawn, tmp_path):
+    """`drawn`, in a folder of the test's own."""
+    return shutil.copytree(drawn[0], tmp_path, dirs_exist_ok=True), drawn[1].copy()
 
 
 def test_the_page_is_one_file_that_opens_with_what_was_found(page):

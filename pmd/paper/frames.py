@@ -133,14 +133,13 @@ def scores(rows: pd.DataFrame) -> tuple[list[int], NDArray[np.float64]]:
     bases = sorted(set(rows.base))
     if not bases:
         return [], np.zeros((0, 0))
+    of_base, of_set = (rows[name].to_numpy() for name in ("base", "set"))
+    shares = np.empty(len(rows), dtype=object)
+    shares[:] = [avg_at_k(correct, k) for correct, k in zip(rows.correct, rows.k, strict=True)]
     parts = []
-    for name in sorted(set(rows["set"])):
-        part = rows[rows["set"] == name]
-        if part.correct.map(len).nunique() != 1 or set(part.base) != set(bases):
+    for name in sorted(set(of_set)):
+        mine = of_set == name
+        if len(set(map(len, shares[mine]))) != 1 or set(of_base[mine]) != set(bases):
             raise ValueError(f"set {name}: its runs saw different problems or base models")
-        share = {
-            base: np.mean([avg_at_k(row.correct, row.k) for row in part[part.base == base].itertuples()], axis=0)
-            for base in bases
-        }
-        parts.append(np.stack([share[base] for base in bases]))
+        parts.append(np.stack([np.mean(list(shares[mine & (of_base == base)]), axis=0) for base in bases]))
     return bases, np.concatenate(parts, axis=1)
