@@ -21,7 +21,7 @@ from pmd.model import forward
 from pmd.model.attention import PACKED
 from pmd.model.packing import pack
 from pmd.sampling.torch_engine import TorchEngine
-from pmd.scale import memory, plan
+from pmd.scale import gpu, memory, plan
 from pmd.scale.memory import Pass
 from pmd.scale.plan import GIB
 from pmd.scale.shape import architecture, shape
@@ -168,7 +168,7 @@ LARGE = {"prompts": 512, "group_size": 16, "minibatches": 16, "max_tokens": 8192
 )
 def test_what_does_not_fit_is_refused_and_the_advice_makes_it_fit(model, ranks, gib, changes):
     config, train = plan.architecture(model), run(**LARGE, **changes)
-    where = (2048, ranks, 0.9 * gib * GIB, gib * GIB)
+    where = (2048, ranks, gib * GIB, gib * GIB)
     with pytest.raises(
         ValueError, match=rf"does not fit on {ranks} x .* GiB too much for the .*; it fits with"
     ) as caught:
@@ -190,14 +190,53 @@ def test_what_does_not_fit_is_refused_and_the_advice_makes_it_fit(model, ranks, 
 
 def test_what_other_processes_hold_is_said():
     config, train = plan.architecture("Qwen2.5-7B"), run(**LARGE)
-    with pytest.raises(ValueError, match=r"fit on 8 x 30\.0 GiB \(other processes hold 49\.0 of its 80\.0 GiB\): "):
+    with pytest.raises(ValueError, match=r"fit on 8 x 23\.0 GiB \(other processes hold 49\.0 of its 80\.0 GiB\): "):
         plan.check_fit(config, train, 2048, 8, 30 * GIB, 80 * GIB)
+
+
+def test_processes_that_share_a_gpu_divide_it_and_do_not_report_each_other():
+    """7B's 70.2 GiB of the paper's preset fit alone; half of the card is 36 GiB."""
+    planned = plan.entry("paper-7b")
+    plan.check_fit(planned.config, planned.train, planned.prompt, 8, 80 * GIB, 80 * GIB)
+    with pytest.raises(ValueError, match="lower x") as caught:
+        plan.check_fit(planned.config, planned.train, planned.prompt, 8, 80 * GIB, 80 * GIB, 2, "mine", "lower x")
+    assert str(caught.value).startswith("mine: a qwen2 of 7.62 B parameters does not fit on 8 x 36.0 GiB (2 processes ")
+    assert "lower PMD_WORKERS" in str(caught.value)
+    assert "other processes" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ranks", "looked_at"), [("1", "cuda:1"), ("8", "cuda:3")])
+def test_the_gpu_that_is_looked_at_is_the_one_that_the_process_uses(monkeypatch, ranks, looked_at):
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(gpu, "check_device", lambda device, dtype: seen.append((device, dtype)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: seen.append(device) or (60 * GIB, 80 * GIB))
+    train = run(device="cuda:1", dtype="bfloat16")
+    config = Qwen2Config(**SMALL)
+    said = gpu.check_gpu(config, train, 20)
+    assert seen == [(looked_at, "bfloat16"), looked_at]
+    assert said == f"{looked_at}: other processes hold 19.0 of its 80.0 GiB; the run has room in what is left"
+    assert gpu.check_gpu(config, train.replace(device="cpu"), 20) is None
+    assert len(seen) == 2
+
+
+def test_the_regressions_of_the_experiments_are_planned_as_one_pass_each():
+    """Every response of the whole batch, in fp32, whatever passes training makes."""
+    planned = plan.entry("gpu")
+    law, finite = planned.regressions["law"], planned.regressions["finite"]
+    assert (law.dtype, law.prompts, law.group_size, law.device) == ("float32", 16, 32, "cuda")
+    assert memory.largest_pass(law, 100, 1).responses == 16 * 32
+    assert memory.largest_pass(finite, 100, 1).responses == 32 * 8
+    said = plan.report("gpu", 1, 20)
+    assert "GiB too much for the experiment law\nlower law.prompts, law.rollouts or law.max_tokens" in said
+    assert not plan.entry("paper-7b").regressions
 
 
 def test_what_no_setting_helps_says_so():
     config = plan.architecture("Qwen2.5-7B")
     with pytest.raises(ValueError, match="no setting makes it fit on up to 128 GPUs: take a smaller model"):
-        plan.check_fit(config, run(**LARGE), 2048, 1, 0.9 * GIB, GIB)
+        plan.check_fit(config, run(**LARGE), 2048, 1, GIB, GIB)
 
 
 SMALL = {"vocab_size": 500, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -235,7 +274,7 @@ import json, os, re, sys, torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 from pmd.model import forward
 from pmd.harness.config import train_config
-from pmd.scale import memory, plan
+from pmd.scale import gpu, memory, plan
 from pmd.model.attention import PACKED
 from pmd.model.packing import pack
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from transformers.utils import logging
 from pmd.files import read_json, write_json
 from pmd.model import ends
 from pmd.model.attention import PACKED
-from pmd.model.device import check_device
+from pmd.model.device import check_device, check_memory
 from pmd.model.distributed import barrier, world
 from pmd.model.forward import check_attention, compute_type
 from pmd.model.sharding import full_weights, local, own_rows, shard, sharded
@@ -52,6 +53,8 @@ def load_policy(
     """
     check_device(device, compute or dtype)
     path = directory(name)
+    if device.startswith("cuda"):
+        _check_room(path, device, dtype, divided)
     options = {"local_files_only": True, "trust_remote_code": False}
     with _explained(path):
         config = AutoConfig.from_pretrained(path, **options)
@@ -75,6 +78,23 @@ def load_policy(
         if not divided:
             check_attention(model)
     return model, tokenizer
+
+
+def _check_room(path: Path, device: str, dtype: str, divided: bool) -> None:
+    """ValueError in one line, before a weight is read, if the weights do not fit on a GPU; of a policy that is divided,
+    and so trained, if this rank's share of them with gradients and moments does not. What a pass takes comes on top."""
+    numbers = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())  # not iterable by itself
+            numbers += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
+    model = f"a model of {numbers / 1e9:.2f} B parameters"
+    if divided:
+        what, help = f"training {model}", "train on more GPUs by torchrun, or take a smaller model"
+        check_memory(device, 16 * numbers / world()[1], what, help)  # fp32: weights, gradients and AdamW's two moments
+    else:
+        size = getattr(getattr(torch, dtype, None), "itemsize", 2)
+        check_memory(device, size * numbers, model, "choose bfloat16, where it is not, or take a smaller model")
 
 
 BY_ITSELF = "{} computes attention by itself; transformers' interface is needed"

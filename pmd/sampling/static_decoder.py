@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from pmd.model.attention import PACKED, dense_mask
+from pmd.model.device import available
 from pmd.model.sharding import allocate, full_weights
 from pmd.sampling.choice import check_finite, ended
 
@@ -68,8 +69,7 @@ def _shape(config: PreTrainedConfig) -> tuple[int, int, int]:
 
 def budget(device: torch.device) -> int:
     """Bytes that a cache may take now: a share of what is free on the device or held by PyTorch without use."""
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(SHARE * (torch.cuda.mem_get_info(device)[0] + idle))
+    return int(SHARE * available(device)[0])
 
 
 # --- the step ------------------------------------------------------------------------------------------------------

@@ -17,13 +17,11 @@ from inspect import signature
 
 from pmd.harness.config import Train
 from pmd.model import forward
+from pmd.model.device import RESERVE
 from pmd.sampling import static_decoder
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale.shape import Shape
 from pmd.scale.vllm_engine import CPU_CACHE, GPU_SHARE, PASS_TOKENS
-
-RESERVE = 0.1
-"""Share of a GPU's memory left for the CUDA context, NCCL and fragmentation: an allowance, not a measurement."""
 
 DECODED = signature(TorchEngine).parameters["batch"].default
 """Responses that the torch engine decodes at once at most."""
