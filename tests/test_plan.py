@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pmd.harness.config import train_config
 from pmd.model import forward
 from pmd.model.attention import PACKED
 from pmd.model.packing import pack
+from pmd.sampling import static_decoder
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale import gpu, memory, plan
 from pmd.scale.memory import Pass
@@ -134,6 +136,41 @@ def test_what_stays_of_the_torch_engine_during_the_update():
     assert not {"engine weights", "KV cache"} & set(large)
     host = train.replace(device="cpu")
     assert [memory.phases(SHAPE, host, 20, n, GIB)["update"]["engine weights"] for n in (1, 2)] == [0, weights]
+
+
+@pytest.mark.parametrize(("vocabulary", "prompts", "gib"), [(1000, 16, 80), (152_000, 16, 80), (1000, 512, 6)])
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_the_engine_keeps_what_the_plan_says_that_it_keeps(monkeypatch, vocabulary, prompts, gib, share):
+    """Its own rule on its own cache, on a GPU that is not there; logits and numbers for sampling do not count."""
+    config = Qwen2Config(**SMALL | {"vocab_size": vocabulary})
+    options = {} if share is None else {"kv_bytes": int(share * 2**30)}
+    train = run(device="cuda", dtype="bfloat16", prompts=prompts, group_size=64, max_tokens=400, eval_max_tokens=400,
+                minibatches=1, engine_options=options)  # fmt: skip
+    own = shape(config)
+    monkeypatch.setattr(static_decoder, "budget", lambda device: int(static_decoder.SHARE * 0.9 * gib * GIB))
+    properties = SimpleNamespace(total_memory=gib * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    made = []
+
+    def decoder(model, most, capacity):
+        cache = SimpleNamespace(nbytes=most * capacity * memory.kv_bytes(own, train))
+        made.append((most, capacity))
+        return SimpleNamespace(most=most, capacity=capacity, cache=cache)
+
+    monkeypatch.setattr(static_decoder, "Decoder", decoder)
+    card, eos = torch.device("cuda"), 1
+    model = SimpleNamespace(config=config, device=card, dtype=torch.bfloat16, generation_config=None)
+    engine = TorchEngine(model, eos, **options)
+    engine._weights = "copy"
+    engine._room(model, static_decoder.ladder(100 + 400), prompts * 64)
+    rows, length = memory.decoded(own, train, 100, 1, gib * GIB)
+    assert made == [(pytest.approx(rows, rel=0.02), length)]
+    engine._hand_back()
+    found = memory.phases(own, train, 100, 1, gib * GIB)["update"]
+    assert ("KV cache" in found) == ("engine weights" in found) == (engine._decoder is not None)
+    assert (engine._decoder is None) == (engine._weights is None)
+    if "KV cache" in found:
+        assert found["KV cache"] == rows * (length * memory.kv_bytes(own, train) + 2 * vocabulary)
 
 
 def test_the_proof_of_vllms_weights_is_counted():

@@ -60,6 +60,12 @@ def row_bytes(config: PreTrainedConfig, capacity: int, dtype: torch.dtype) -> in
     return 2 * layers * heads * capacity * d * dtype.itemsize + SAMPLED * config.vocab_size
 
 
+def stays(nbytes: float, kv_bytes: float | None, memory: float) -> bool:
+    """Does a cache whose keys and values take so many bytes stay on a GPU between calls, with its graphs and the copy
+    of the weights? kv_bytes: the engine's option; memory: bytes of the GPU."""
+    return kv_bytes is not None or nbytes <= KEPT * memory
+
+
 def _shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Layers, key heads and their width."""
     d = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
