@@ -407,10 +407,10 @@ def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):
             main(["plan", *arguments])
 
 
-def test_the_guide_to_gpus_states_what_the_plan_says():
-    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    rows = re.findall(r"\| ([\d.]+) \(`pmd plan (\S+) --gpus (\d+) --memory (\d+)`\)", text)
-    assert len(rows) == 4
+def test_the_readme_states_what_the_plan_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r" ([\d.]+) \(`pmd plan (\S+) --gpus (\d+) --memory (\d+)`\)", text)
+    assert len(rows) == 5
     for stated, name, gpus, gib in rows:
         said = plan.report(name, int(gpus), float(gib))
         assert max(map(float, re.findall(r"^  sum +([\d.]+)$", said, re.M))) == pytest.approx(float(stated), abs=0.05)
