@@ -159,8 +159,8 @@ def capture(run: Run, device: torch.device, pool: tuple[int, int]) -> Run:
                 run()
         except RuntimeError as error:
             raise RuntimeError(
-                f"a decoding step cannot be a CUDA graph ({str(error).splitlines()[0]}); sample with vLLM, or with "
-                "TorchEngine(..., static=False)"
+                f"a decoding step cannot be a CUDA graph ({str(error).splitlines()[0]}); set "
+                "engine: vllm, or give pmd.train engine=functools.partial(TorchEngine, static=False)"
             ) from error
     return graph.replay
 

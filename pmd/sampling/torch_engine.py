@@ -208,6 +208,13 @@ class TorchEngine:
                 self._decoder = self._weights = None
 
 
+def sampler(model: PreTrainedModel, eos: int | None) -> TorchEngine:
+    """An engine for a process that only samples: on CUDA it keeps its cache and its graphs from call to call, because
+    nothing else wants the memory."""
+    room = static_decoder.budget(model.device) if model.device.type == "cuda" else None
+    return TorchEngine(model, eos, kv_bytes=room)
+
+
 # --- decoding in shapes that follow the responses ------------------------------------------------------------------
 
 
