@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--device cuda] [--quick] [--only NAME ...] [--out runs/gpu] [--seconds 480]
 
 Sections, in order: ceilings, attention, trainer, decoder, end_to_end, sharding, sizes (a file each in
-benchmarks/sections). Every result goes to OUT/results.jsonl as it comes, and OUT/table.md is written anew after every
-section. A section that fails is a result too, and the next one goes on; one that the time left does not suffice for
-is left out. Nothing is downloaded. `--device cpu --quick` runs every line at the smallest size.
+benchmarks/sections). Every result goes to OUT/results.jsonl and into OUT/table.md as it comes. A section that fails
+is a result too, and the next one goes on; one that the time left does not suffice for is left out. Nothing is
+downloaded. `--device cpu --quick` runs every line at the smallest size.
 
 Exit status 1 if a section failed or a bound of correctness was broken; a missed goal of speed or memory is none.
 """
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -63,27 +64,27 @@ def _found(module: str) -> bool:
 # --- running -------------------------------------------------------------------------------------------------------
 
 
-def run_section(name: str, context, log: Path) -> bool:
-    """Write a section's rows as they come; returns whether the device can go on."""
+def run_section(name: str, context, record: Callable[[dict], bool]) -> bool:
+    """Record a section's rows as they come; returns whether the device can go on."""
     from sections.common import fact, fresh
 
     began = time.monotonic()
     if context.left < SECTIONS[name] and not context.quick:
         why = f"{context.left:.0f} s left, {SECTIONS[name]} needed"
-        return record(log, {"section": name, "skipped": why})
+        return record({"section": name, "skipped": why})
     print(f"--- {name}", flush=True)
     usable = True
     try:
         for row in importlib.import_module(f"sections.{name}").rows(context):
             if context.quick and row.kind == "goal":  # goals are for the sizes that are meant
                 row = fact(row.name, row.value, row.unit)
-            record(log, {"section": name, **vars(row)})
+            record({"section": name, **vars(row)})
     except Exception as caught:
         trace = traceback.format_exc().splitlines()
         first = next(iter(str(caught).splitlines()), "")
-        record(log, {"section": name, "error": type(caught).__name__, "line": first, "trace": trace[-25:]})
+        record({"section": name, "error": type(caught).__name__, "line": first, "trace": trace[-25:]})
         usable = works(context.device)
-    record(log, {"section": name, "seconds": round(time.monotonic() - began, 1)})
+    record({"section": name, "seconds": round(time.monotonic() - began, 1)})
     if usable:
         fresh(context.device)
     return usable
@@ -102,14 +103,25 @@ def works(device: str) -> bool:
     return True
 
 
-def record(log: Path, line: dict) -> bool:
-    """Append one line of JSON, with the second at which it came, and print it; returns True."""
-    at = round(time.monotonic() - BEGAN, 1)
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line | {"at": at}, ensure_ascii=False) + "\n")
-        file.flush()
-    print(f"{at:6.1f} s  {spoken(line)}", flush=True)
-    return True
+def recorder(out: Path, about: dict[str, str], command: str) -> Callable[[dict], bool]:
+    """What records one result, returning True: a line of JSON, with the second at which it came, printed too; and the
+    table written anew, so that a call that is killed leaves one."""
+    from pmd.files import write_text
+
+    def record(line: dict) -> bool:
+        at = round(time.monotonic() - BEGAN, 1)
+        with (out / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | {"at": at}, ensure_ascii=False) + "\n")
+        write_text(out / "table.md", table(about, command, results(out)))
+        print(f"{at:6.1f} s  {spoken(line)}", flush=True)
+        return True
+
+    return record
+
+
+def results(out: Path) -> list[dict]:
+    """All results so far."""
+    return [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def spoken(line: dict) -> str:
@@ -220,25 +232,23 @@ def run(options: argparse.Namespace, deadline: float) -> int:
     options.device = "cuda:0" if options.device == "cuda" else options.device
     check_device(options.device, "bfloat16")
     options.out.mkdir(parents=True, exist_ok=True)
-    log = options.out / "results.jsonl"
     if not options.go_on:
-        log.unlink(missing_ok=True)
+        (options.out / "results.jsonl").unlink(missing_ok=True)
     faulthandler.dump_traceback_later(options.seconds + GRACE, exit=True)
     about = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     asked = [name for name in SECTIONS if name in (options.only or SECTIONS)]
     quick = " --quick" if options.quick else ""
     command = f"python benchmarks/gpu.py --device {options.device}{quick}"
+    record = recorder(options.out, about, command)
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(options.device, options.quick, options.out, Path(scratch), deadline)
         for done, name in enumerate(asked, start=1):
-            usable = run_section(name, context, log)
-            lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-            (options.out / "table.md").write_text(table(about, command, lines), encoding="utf-8")
+            usable = run_section(name, context, record)
             if not usable and asked[done:]:
                 return elsewhere(options, asked[done:], context.left)
     faulthandler.cancel_dump_traceback_later()
-    found = failures(lines)
+    found = failures(results(options.out))
     print("\n".join(["FAILS:", *found] if found else ["every bound holds"]), flush=True)
     return 1 if found else 0
 

@@ -209,6 +209,27 @@ def test_the_unfused_form_of_flex_is_an_error():
     torch._dynamo.config.recompile_limit = before
 
 
+def test_the_backward_pass_that_autograd_traces_for_flex_equals_dense_attention(gradients):
+    """The joint graph that the compiler gets on CUDA, run as it is: gradients of all three, also of shared keys."""
+    torch._dynamo.reset()
+    traced = torch.compile(flex, backend="aot_eager", dynamic=True, fullgraph=True)
+    packed = pack(*LAYOUTS["several tiles"], attention="flex")
+    n, place = packed.ids.shape[1], torch.arange(packed.ids.shape[1])
+    inputs = [
+        torch.randn(1, h, n, 16, generator=torch.Generator().manual_seed(h), requires_grad=True) for h in (4, 2, 1)
+    ]
+    query, key, value = inputs[0], inputs[1], inputs[2].expand(-1, 2, -1, -1)
+    bias = dense_mask(packed.mask.mask_mod(0, 0, place[:, None], place), torch.float32)[None, None]
+    weight = torch.randn(1, 4, n, 16, generator=torch.Generator().manual_seed(9))
+    found, expected = (
+        torch.autograd.grad((out * weight).sum(), inputs)
+        for out in (traced(query, key, value, packed.mask, 0.3), attend(query, key, value, bias, 0.3))
+    )
+    for mine, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, exact, atol=2e-5, rtol=0)
+        assert exact.abs().max() > 0.1
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles for a CPU by a C++ compiler")
 def test_flex_compiled_by_inductor_equals_dense_attention():
     """The forward pass through the compiler that CUDA uses too; on a CPU it offers no backward pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires
@@ -113,6 +114,21 @@ def test_a_section_that_fails_keeps_its_rows_and_the_next_one_runs(monkeypatch, 
     assert [line["line"] for line in lines if "error" in line] == ["no memory"] * 2
     assert "OutOfMemoryError" in lines[1]["trace"][-2]
     assert (tmp_path / "table.md").read_text().count("| OutOfMemoryError: no memory |  | FAILS |") == 2
+
+
+def test_a_call_that_is_killed_leaves_a_table(monkeypatch, tmp_path):
+    seen = []
+
+    def rows(context):
+        yield common.fact("first", 1)
+        seen.append((tmp_path / "table.md").read_text())
+        raise KeyboardInterrupt
+
+    section(monkeypatch, rows)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--device", "cpu", "--quick", "--only", "ceilings", "--out", str(tmp_path)])
+    assert "| ceilings | first | 1 |" in seen[0]
+    assert seen[0].startswith("# ")
 
 
 def test_a_broken_bound_fails_the_command_and_a_missed_goal_does_not(monkeypatch, tmp_path):
@@ -238,3 +254,27 @@ def test_on_a_cpu_it_runs_from_its_first_line_to_its_last(tmp_path):
     assert len([line for line in page if line.startswith("| ")]) == len(lines) + 2
     profile = (tmp_path / "profile.md").read_text().splitlines()
     assert len(profile) == 2 + sizes.TOP
+
+
+def test_the_page_says_of_the_profile_what_is_in_it():
+    """Why a goal is missed: every share, added up from the committed profile."""
+    folder = ROOT / "benchmarks" / "speed"
+    page = (folder / "nvidia-h200.md").read_text(encoding="utf-8").partition("## Why goals are missed")[2]
+    said = " ".join(page.split())
+    rows = [line.strip("| \n").split(" | ") for line in (folder / "nvidia-h200-profile.md").open(encoding="utf-8")]
+    shares = {row[0]: float(row[3].rstrip("%")) for row in rows[2:]}
+    kinds = {
+        "Matrix products, which utilisation counts, take": "^nvjet",
+        "Attention takes": "flex_attention",
+        "copies and concatenations take": "copy_kernel|^Memcpy|CatArray",
+        "additions and other element-wise kernels": "BinaryFunctor|CUDAFunctor_add",
+        "The loss takes": "log_softmax",
+        "the optimizer": "multi_tensor_apply",
+        "the activation of the gated blocks": "mul_silu",
+    }
+    left = 100 - sum(shares.values())
+    for words, kernels in kinds.items():
+        share = sum(value for name, value in shares.items() if re.search(kernels, name))
+        assert f"{words} {share:.1f} %" in said
+    assert f"leave out {left:.1f} %" in said
+    assert sum(1 for name in shares if sum(bool(re.search(kernels, name)) for kernels in kinds.values()) == 1) == 20

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 
 from pmd import params
 from pmd.experiments import cells, law
@@ -63,6 +64,12 @@ def test_what_is_measured_is_of_its_own_set():
     pd.testing.assert_frame_equal(got, pd.DataFrame(expected))
 
 
+def half(problems, prompts, responses, tokenizer, ends):
+    """Rewards for even first tokens, because the untrained policy solves nothing."""
+    rewards = torch.tensor([[float(response[0] % 2 == 0) for response in group] for group in responses])
+    return Rollouts(prompts, responses, rewards, 0.0)
+
+
 def test_a_cell_is_the_solved_update_of_its_own_rollouts(folders, monkeypatch):
     """The last step's rows by hand; a copy with other rewards would show another baseline or pairing."""
     data, bases = folders
@@ -71,10 +78,6 @@ def test_a_cell_is_the_solved_update_of_its_own_rollouts(folders, monkeypatch):
         for key, value in SETTINGS.items()
         if key not in ("bases", "seeds", "tau", "normalise", "threads", "device")
     }
-
-    def half(problems, prompts, responses, tokenizer, ends):  # the untrained policy solves nothing: reward even tokens
-        rewards = torch.tensor([[float(response[0] % 2 == 0) for response in group] for group in responses])
-        return Rollouts(prompts, responses, rewards, 0.0)
 
     monkeypatch.setattr("pmd.experiments.solve.judge", half)
     frame = law.cell(
@@ -103,6 +106,34 @@ def test_a_cell_is_the_solved_update_of_its_own_rollouts(folders, monkeypatch):
         )
         np.testing.assert_allclose(found["p"], (batch.rewards == 1).double().mean(1))
     assert last["minus_mean_s"].abs().max() > 1e-3
+
+
+def test_a_cell_of_a_sharded_policy_is_that_of_a_policy_in_one_piece(folders, monkeypatch):
+    """On CUDA one rank is sharded too, and a process without torchrun must make a group for itself; here of gloo."""
+    data, bases = folders
+    axes = ("bases", "seeds", "tau", "normalise", "threads", "device")
+    fixed = {key: value for key, value in SETTINGS.items() if key not in axes}
+
+    def made() -> pd.DataFrame:
+        return law.cell(
+            bases / "base-1", 1, 3, 0.5, "length", problems=data / "rl.jsonl", train=TRAIN, methods=METHODS, **fixed
+        )
+
+    def start(device):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return device
+
+    monkeypatch.setattr("pmd.experiments.solve.judge", half)
+    whole = made()
+    monkeypatch.setattr("pmd.harness.policy.trained_sharded", lambda device: True)
+    monkeypatch.setattr("pmd.model.distributed.start", start)
+    try:
+        divided = made()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    pd.testing.assert_frame_equal(divided, whole, check_exact=True)
+    assert whole["minus_mean_s"].abs().max() > 1e-3
 
 
 def test_a_stopped_experiment_goes_on_with_the_same_bits(folders, tmp_path, server):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from pmd.harness.config import train_config
 from pmd.model import forward
 from pmd.model.attention import PACKED
 from pmd.model.packing import pack
+from pmd.sampling import static_decoder
 from pmd.sampling.torch_engine import TorchEngine
-from pmd.scale import memory, plan
+from pmd.scale import gpu, memory, plan
 from pmd.scale.memory import Pass
 from pmd.scale.plan import GIB
 from pmd.scale.shape import architecture, shape
@@ -136,6 +138,41 @@ def test_what_stays_of_the_torch_engine_during_the_update():
     assert [memory.phases(SHAPE, host, 20, n, GIB)["update"]["engine weights"] for n in (1, 2)] == [0, weights]
 
 
+@pytest.mark.parametrize(("vocabulary", "prompts", "gib"), [(1000, 16, 80), (152_000, 16, 80), (1000, 512, 6)])
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_the_engine_keeps_what_the_plan_says_that_it_keeps(monkeypatch, vocabulary, prompts, gib, share):
+    """Its own rule on its own cache, on a GPU that is not there; logits and numbers for sampling do not count."""
+    config = Qwen2Config(**SMALL | {"vocab_size": vocabulary})
+    options = {} if share is None else {"kv_bytes": int(share * 2**30)}
+    train = run(device="cuda", dtype="bfloat16", prompts=prompts, group_size=64, max_tokens=400, eval_max_tokens=400,
+                minibatches=1, engine_options=options)  # fmt: skip
+    own = shape(config)
+    monkeypatch.setattr(static_decoder, "budget", lambda device: int(static_decoder.SHARE * 0.9 * gib * GIB))
+    properties = SimpleNamespace(total_memory=gib * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    made = []
+
+    def decoder(model, most, capacity):
+        cache = SimpleNamespace(nbytes=most * capacity * memory.kv_bytes(own, train))
+        made.append((most, capacity))
+        return SimpleNamespace(most=most, capacity=capacity, cache=cache)
+
+    monkeypatch.setattr(static_decoder, "Decoder", decoder)
+    card, eos = torch.device("cuda"), 1
+    model = SimpleNamespace(config=config, device=card, dtype=torch.bfloat16, generation_config=None)
+    engine = TorchEngine(model, eos, **options)
+    engine._weights = "copy"
+    engine._room(model, static_decoder.ladder(100 + 400), prompts * 64)
+    rows, length = memory.decoded(own, train, 100, 1, gib * GIB)
+    assert made == [(pytest.approx(rows, rel=0.02), length)]
+    engine._hand_back()
+    found = memory.phases(own, train, 100, 1, gib * GIB)["update"]
+    assert ("KV cache" in found) == ("engine weights" in found) == (engine._decoder is not None)
+    assert (engine._decoder is None) == (engine._weights is None)
+    if "KV cache" in found:
+        assert found["KV cache"] == rows * (length * memory.kv_bytes(own, train) + 2 * vocabulary)
+
+
 def test_the_proof_of_vllms_weights_is_counted():
     """At the update's own budget it takes less than the update: no graph is kept, and vLLM sleeps."""
     train = run(engine="vllm", device="cuda", dtype="bfloat16", max_tokens=101, microbatch_tokens=1000)
@@ -168,7 +205,7 @@ LARGE = {"prompts": 512, "group_size": 16, "minibatches": 16, "max_tokens": 8192
 )
 def test_what_does_not_fit_is_refused_and_the_advice_makes_it_fit(model, ranks, gib, changes):
     config, train = plan.architecture(model), run(**LARGE, **changes)
-    where = (2048, ranks, 0.9 * gib * GIB, gib * GIB)
+    where = (2048, ranks, gib * GIB, gib * GIB)
     with pytest.raises(
         ValueError, match=rf"does not fit on {ranks} x .* GiB too much for the .*; it fits with"
     ) as caught:
@@ -190,14 +227,53 @@ def test_what_does_not_fit_is_refused_and_the_advice_makes_it_fit(model, ranks, 
 
 def test_what_other_processes_hold_is_said():
     config, train = plan.architecture("Qwen2.5-7B"), run(**LARGE)
-    with pytest.raises(ValueError, match=r"fit on 8 x 30\.0 GiB \(other processes hold 49\.0 of its 80\.0 GiB\): "):
+    with pytest.raises(ValueError, match=r"fit on 8 x 23\.0 GiB \(other processes hold 49\.0 of its 80\.0 GiB\): "):
         plan.check_fit(config, train, 2048, 8, 30 * GIB, 80 * GIB)
+
+
+def test_processes_that_share_a_gpu_divide_it_and_do_not_report_each_other():
+    """7B's 70.2 GiB of the paper's preset fit alone; half of the card is 36 GiB."""
+    planned = plan.entry("paper-7b")
+    plan.check_fit(planned.config, planned.train, planned.prompt, 8, 80 * GIB, 80 * GIB)
+    with pytest.raises(ValueError, match="lower x") as caught:
+        plan.check_fit(planned.config, planned.train, planned.prompt, 8, 80 * GIB, 80 * GIB, 2, "mine", "lower x")
+    assert str(caught.value).startswith("mine: a qwen2 of 7.62 B parameters does not fit on 8 x 36.0 GiB (2 processes ")
+    assert "lower PMD_WORKERS" in str(caught.value)
+    assert "other processes" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ranks", "looked_at"), [("1", "cuda:1"), ("8", "cuda:3")])
+def test_the_gpu_that_is_looked_at_is_the_one_that_the_process_uses(monkeypatch, ranks, looked_at):
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(gpu, "check_device", lambda device, dtype: seen.append((device, dtype)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: seen.append(device) or (60 * GIB, 80 * GIB))
+    train = run(device="cuda:1", dtype="bfloat16")
+    config = Qwen2Config(**SMALL)
+    said = gpu.check_gpu(config, train, 20)
+    assert seen == [(looked_at, "bfloat16"), looked_at]
+    assert said == f"{looked_at}: other processes hold 19.0 of its 80.0 GiB; the run has room in what is left"
+    assert gpu.check_gpu(config, train.replace(device="cpu"), 20) is None
+    assert len(seen) == 2
+
+
+def test_the_regressions_of_the_experiments_are_planned_as_one_pass_each():
+    """Every response of the whole batch, in fp32, whatever passes training makes."""
+    planned = plan.entry("gpu")
+    law, finite = planned.regressions["law"], planned.regressions["finite"]
+    assert (law.dtype, law.prompts, law.group_size, law.device) == ("float32", 16, 32, "cuda")
+    assert memory.largest_pass(law, 100, 1).responses == 16 * 32
+    assert memory.largest_pass(finite, 100, 1).responses == 32 * 8
+    said = plan.report("gpu", 1, 20)
+    assert "GiB too much for the experiment law\nlower law.prompts, law.rollouts or law.max_tokens" in said
+    assert not plan.entry("paper-7b").regressions
 
 
 def test_what_no_setting_helps_says_so():
     config = plan.architecture("Qwen2.5-7B")
     with pytest.raises(ValueError, match="no setting makes it fit on up to 128 GPUs: take a smaller model"):
-        plan.check_fit(config, run(**LARGE), 2048, 1, 0.9 * GIB, GIB)
+        plan.check_fit(config, run(**LARGE), 2048, 1, GIB, GIB)
 
 
 SMALL = {"vocab_size": 500, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -235,7 +311,7 @@ import json, os, re, sys, torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 from pmd.model import forward
 from pmd.harness.config import train_config
-from pmd.scale import memory, plan
+from pmd.scale import gpu, memory, plan
 from pmd.model.attention import PACKED
 from pmd.model.packing import pack
 
@@ -331,10 +407,10 @@ def test_the_command_prints_a_plan_and_refuses_what_it_does_not_know(capsys):
             main(["plan", *arguments])
 
 
-def test_the_guide_to_gpus_states_what_the_plan_says():
-    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    rows = re.findall(r"\| ([\d.]+) \(`pmd plan (\S+) --gpus (\d+) --memory (\d+)`\)", text)
-    assert len(rows) == 4
+def test_the_readme_states_what_the_plan_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r" ([\d.]+) \(`pmd plan (\S+) --gpus (\d+) --memory (\d+)`\)", text)
+    assert len(rows) == 5
     for stated, name, gpus, gib in rows:
         said = plan.report(name, int(gpus), float(gib))
         assert max(map(float, re.findall(r"^  sum +([\d.]+)$", said, re.M))) == pytest.approx(float(stated), abs=0.05)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pmd.model import checkpoint, loading
 from pmd.model.checkpoint import MOMENTS
@@ -91,6 +92,65 @@ def test_weights_under_other_names_on_disk_are_converted_by_transformers(tiny_di
     save_file(renamed, tiny_dir / "model.safetensors", {"format": "pt"})
     assert same_weights(load_policy(tiny_dir, divided=True)[0], expected)
     assert len(asked) == 1
+
+
+MIXTURE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+           "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+           "max_position_embeddings": 128, "tie_word_embeddings": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(1, 3)])
+def test_of_a_mixture_a_rank_reads_its_own_experts_alone(tiny, tmp_path, one_rank, monkeypatch, kind, rows):
+    """Equal to what transformers makes of the file; the second rank of others would hold experts 1 and 2 of 4."""
+    torch.manual_seed(0)
+    sizes = MIXTURE | {"vocab_size": len(tiny[1]), "shared_expert_intermediate_size": 20, "intermediate_size": 20}
+    save_policy(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)), tiny[1], tmp_path / "mixture")
+    assert "model.layers.1.mlp.experts.3.up_proj.weight" in load_file(tmp_path / "mixture" / "model.safetensors")
+    expected = {name: p.detach() for name, p in load_policy(tmp_path / "mixture")[0].named_parameters()}
+    part, read = [name for name in expected if ".experts." in name], []
+    whole_rows, opened = loading.own_rows, loading.safe_open
+
+    class Counted:
+        def __init__(self, slice_, name):
+            self.slice, self.name = slice_, name
+
+        def get_shape(self):
+            return self.slice.get_shape()
+
+        def __getitem__(self, which):
+            read.append(self.name)
+            return self.slice[which]
+
+    class File:
+        def __init__(self, *arguments):
+            self.file = opened(*arguments)
+
+        def __enter__(self):
+            self.inside = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def keys(self):
+            return self.inside.keys()
+
+        def get_slice(self, name):
+            return Counted(self.inside.get_slice(name), name)
+
+    mixtures = lambda parameter: parameter.dim() == 3  # noqa: E731
+    monkeypatch.setattr(loading, "safe_open", File)
+    monkeypatch.setattr(loading, "own_rows", lambda p: rows if mixtures(p) else whole_rows(p))
+    monkeypatch.setattr(loading, "local", lambda p: local(p)[rows] if mixtures(p) else local(p))
+    monkeypatch.setattr(loading, "_whole", lambda *arguments: pytest.fail("the whole model was read"))
+    model, _ = load_policy(tmp_path / "mixture", divided=True)
+    for name, parameter in model.named_parameters():
+        mine = rows if name in part else slice(None)
+        assert torch.equal(local(parameter)[mine], expected[name][mine]), name
+    experts = {int(name.split(".experts.")[1].split(".")[0]) for name in read if ".experts." in name}
+    assert experts == set(range(4)[rows])
+    assert len(part) == 4
 
 
 def test_bfloat16_keeps_the_residual_stream_and_float32_the_weights(tiny_dir, one_rank):

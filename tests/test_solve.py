@@ -7,8 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pmd.experiments.solve import draw, freeze, log_ratios, solve
+from pmd.experiments.solve import draw, freeze, log_ratios, mean_of_copies, solve
 from pmd.model.forward import log_probs
 from pmd.model.packing import pack
 from pmd.trainer.objectives import Hyper, Minibatch, leave_one_out_mean, regression
@@ -54,6 +55,29 @@ def test_a_step_follows_the_gradient_of_the_trainers_loss_over_all_responses(mod
                 torch.testing.assert_close(mine.grad, other_one.grad, atol=2e-6, rtol=1e-3)
         optimizer.step()
     assert next(steps, None) is None
+
+
+def test_the_mean_over_copies_is_added_in_their_order():
+    """The very bits of one addition after another, of numbers whose sum depends on the order; by no atomic addition."""
+    generator = torch.Generator().manual_seed(0)
+    which = torch.cat([torch.arange(7), torch.randint(7, (500,), generator=generator)])
+    values = torch.randn(507, generator=generator, dtype=torch.float64)
+    values *= 10 ** (8 * torch.rand(507, generator=generator, dtype=torch.float64))
+    sums = [0.0] * 7
+    for i, value in zip(which.tolist(), values.tolist(), strict=True):
+        sums[i] += value
+    times = which.bincount()
+    names = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        found = mean_of_copies(values, which, times)
+    assert found.tolist() == [total / count for total, count in zip(sums, times.tolist(), strict=True)]
+    assert not [name for name in names if "index_add" in name or "scatter" in name or "index_put" in name]
 
 
 def test_targets_that_can_be_reached_are_reached(model):

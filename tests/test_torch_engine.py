@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig
 
 from pmd.model import attention
 from pmd.model.attention import PACKED
@@ -19,7 +20,7 @@ from pmd.model.loading import load_policy
 from pmd.sampling import static_decoder
 from pmd.sampling.choice import choose, nucleus
 from pmd.sampling.engine import Sampling
-from pmd.sampling.torch_engine import KVCache, TorchEngine
+from pmd.sampling.torch_engine import KVCache, TorchEngine, sampler
 from tests.conftest import OTHER_ARCHITECTURES
 
 PROMPTS = [[3, 4, 15], [5, 13, 6, 7, 15], [9, 15]]
@@ -431,3 +432,10 @@ def test_sizes_of_static_steps():
     assert all(n <= static_decoder.ladder(n) <= 1.25 * n + 128 for n in range(1, 20_000))
     assert len({static_decoder.ladder(n) for n in range(1, 10_241)}) == 21
     assert [static_decoder.bucket(k, 100) for k in (100, 51, 50, 26, 25, 3, 1)] == [100, 100, 50, 50, 25, 3, 1]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", 7 * 2**30), ("cpu", None)])
+def test_what_only_samples_keeps_its_cache_on_a_gpu(monkeypatch, kind, expected):
+    monkeypatch.setattr(static_decoder, "budget", lambda device: 7 * 2**30 if device.type == "cuda" else 1)
+    model = SimpleNamespace(device=torch.device(kind), config=LlamaConfig(), generation_config=None)
+    assert sampler(model, 1).kv_bytes == expected

@@ -109,6 +109,30 @@ def test_microbatches_have_the_gradient_of_the_minibatch(tiny, method):
         assert 0 < whole["clip_fraction"] < 1
 
 
+def test_no_value_is_read_before_the_last_pass_has_been_launched(tiny, monkeypatch):
+    """On a GPU each reading would wait for the device; the loss is the sum of the passes', one after another."""
+    calls, losses = [], []
+    backward, item = torch.Tensor.backward, torch.Tensor.item
+    loss = OBJECTIVES["pmd-mean"].loss
+
+    def noted(seen, hyper):
+        found = loss(seen, hyper)
+        losses.append(found[0].detach())
+        return found
+
+    monkeypatch.setitem(OBJECTIVES, "pmd-mean", replace(OBJECTIVES["pmd-mean"], loss=noted))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda x, *a, **k: calls.append("backward") or backward(x, *a, **k))
+    monkeypatch.setattr(torch.Tensor, "item", lambda x: calls.append("item") or item(x))
+    done, _ = gradient(tiny[0], "pmd-mean", 8)
+    launched = [i for i, name in enumerate(calls) if name == "backward"]
+    assert len(launched) == len(losses) > 2
+    assert "item" not in calls[launched[0] : launched[-1]]
+    expected = 0.0
+    for value in losses:
+        expected += item(value)
+    assert done["loss"] == expected
+
+
 # --- ranks ---------------------------------------------------------------------------------------------------------
 
 lengths = st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=5), min_size=1, max_size=6)

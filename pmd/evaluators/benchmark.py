@@ -25,7 +25,7 @@ from pmd.sampling.accuracy import in_order, pass_at_k, resampled_best_at_k
 from pmd.sampling.engine import MakeEngine, Sampling, context
 from pmd.sampling.scoring import COLUMNS, VERDICT, respond, summarise_by_rule, verdicts
 from pmd.sampling.seeds import derive
-from pmd.sampling.torch_engine import TorchEngine
+from pmd.sampling.torch_engine import sampler
 
 BLOCK = 512
 """Responses that are sampled between two writes to disk, and so the most that an interruption can lose."""
@@ -64,7 +64,7 @@ def run(config: Benchmark, samples_dir: Path, results: Path, work: Path, engine:
             raise ValueError(f"benchmark.{config.name}.{role}: {model} is not a model folder (it has no config.json)")
     own = read_reward(config.reward, config.trusted)
     try_out(own, problems)
-    make = engine or TorchEngine
+    make = engine or sampler
     judged = {role: sample(config, ROOT / model, problems, work, make) for role, model in models.items()}
     partial = own is not None and not all(samples["reward"].isin([0, 1]).all() for samples, _ in judged.values())
     scores, metrics = {}, {"problems": config.problems} | ({"reward": own.identity} if own else {})
@@ -81,7 +81,7 @@ def run(config: Benchmark, samples_dir: Path, results: Path, work: Path, engine:
 
 
 def sample(
-    config: Benchmark, model_dir: Path, problems: list[dict], work: Path, make: MakeEngine = TorchEngine
+    config: Benchmark, model_dir: Path, problems: list[dict], work: Path, make: MakeEngine = sampler
 ) -> tuple[pd.DataFrame, list[dict]]:
     """k scored responses of a model to each problem whose prompt is short enough, and those problems.
 

@@ -51,10 +51,10 @@ def evaluate(
     from pmd.model.loading import load_policy  # only here: a parent of worker processes needs no torch
     from pmd.sampling.engine import Sampling, context
     from pmd.sampling.scoring import respond
-    from pmd.sampling.torch_engine import TorchEngine
+    from pmd.sampling.torch_engine import sampler
 
     model, tokenizer = load_policy(Path(model_dir), config.device, config.dtype)
-    engine = TorchEngine(model, tokenizer.eos_token_id)
+    engine = sampler(model, tokenizer.eos_token_id)
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     most, frames = context(model.config), []
     for name, problems in sets.items():

@@ -22,6 +22,7 @@ from pmd.experiments.solve import draw, freeze, log_ratios, solve
 from pmd.harness.clock import Clock
 from pmd.harness.config import train_config
 from pmd.harness.policy import make_policy
+from pmd.model import distributed
 from pmd.problems.reader import read_problems
 from pmd.sampling.seeds import derive
 from pmd.theory.population import population_update
@@ -66,7 +67,7 @@ def cell(
     asked = {"prompts": prompts, "group_size": rollouts, "tau": tau, "normalise": normalise, "max_tokens": max_tokens}
     asked |= {"dtype": "float32"}  # s is a small difference of large numbers
     config = train_config("kimi", seed, {"train": train, "methods": methods}, **asked)  # PMD-mean by the group's mean
-    policy = make_policy(config, folder, config.device)
+    policy = make_policy(config, folder, distributed.start(config.device))
     chosen = choose(read_problems(problems), derive(seed, base, "law"), prompts)
     sets = {
         name: draw(policy.model, policy.tokenizer, chosen, n, max_tokens, derive(seed, base, f"law/{name}"))

@@ -8,6 +8,7 @@ make the same files from the same settings.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,12 @@ from pmd.experiments import evidence, finite, launch, law, training_map
 from pmd.experiments.bases import base_folder, write_digests
 from pmd.experiments.train_bases import train_bases
 from pmd.files import ROOT
+from pmd.model.device import check_device
+from pmd.model.settings import read_bases
 from pmd.problems.arithmetic import Task, generate
-from pmd.processes import machine
+from pmd.processes import machine, workers
+from pmd.scale.gpu import check_gpu
+from pmd.scale.plan import LOWER, of_base, regressions, room_for_prompt
 
 PARTS = ("law", "finite", "train")
 
@@ -35,6 +40,8 @@ def run(preset: str, parts: Sequence[str] = PARTS, seconds: float = math.inf, ro
     data, bases, out = root / values["data"], root / values["bases"], root / "runs" / preset
     for part in parts:
         params.require(part in PARTS, "experiment", part, f"one of {', '.join(PARTS)}")
+    for line in gpu_users(values, parts):
+        print(line, file=sys.stderr, flush=True)
     for task in values["tasks"]:
         if not (root / "runs" / "tasks" / task / "README.md").exists():
             generate(root / "runs" / "tasks" / task, params.read_entry(Task, "tasks", values["tasks"], task))
@@ -42,6 +49,34 @@ def run(preset: str, parts: Sequence[str] = PARTS, seconds: float = math.inf, ro
         train_bases(values["base"], data, bases)
         write_digests(values["base"]["seeds"], bases)
     return [_part(part, values, data, bases, out, root / "results" / preset / "evidence", until) for part in parts]
+
+
+def gpu_users(values: dict[str, Any], parts: Sequence[str]) -> list[str]:
+    """What other processes hold of the GPUs that these parts will use, in words: nothing on CPUs.
+
+    ValueError in one line, before any work, if PyTorch cannot compute there, or if a part does not fit beside as many
+    processes like it as run at once (pmd/processes.py).
+    """
+    if values["train_bases"]:
+        base = read_bases(values["base"])[0]
+        check_device(base.device, base.dtype)
+    if "train" in parts:
+        final = params.read(Evaluate, "evaluate", values["evaluate"])
+        check_device(final.device, final.dtype)
+    config, law_, finite_ = of_base(values), values["law"], values["finite"]
+    runs = training_map.runs(values["grid"], values["train"], values["methods"])
+    largest = max((run for run, _, _ in runs), key=lambda run: (run.prompts, run.max_tokens))
+    cells = {
+        "law": math.prod(len(law_[axis]) for axis in ("bases", "seeds", "tau", "normalise")),
+        "finite": math.prod(len(finite_[axis]) for axis in ("bases", "seeds", "n", "tau", "tau_b")),
+        "train": len(runs),
+    }
+    said = set()
+    for part, run in (regressions(values) | {"train": largest}).items():
+        if part in parts and run.device != "cpu":
+            together = min(cells[part], workers(run.threads, run.device))
+            said.add(check_gpu(config, run, room_for_prompt(config, run), together, part, LOWER.get(part, "")))
+    return sorted(filter(None, said))
 
 
 def _part(part: str, values: dict[str, Any], data: Path, bases: Path, out: Path, results: Path, until: float) -> str:

@@ -76,7 +76,7 @@ def solve(
     """
     packed, before, which, times = frozen
     given = advantage.flatten().double().to(which.device)
-    mean = given.new_zeros(len(times)).index_add(0, which, given) / times
+    mean = mean_of_copies(given, which, times)
     whole = (len(which), int((times * packed.lengths).sum()))
     rest = (mean.float(), packed.sequence, packed.lengths, max_tokens, whole, times.float())
     optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.9, 0.99), fused=True)
@@ -90,6 +90,15 @@ def solve(
         loss.backward()
         optimizer.step()
         yield step
+
+
+def mean_of_copies(values: Tensor, which: Tensor, times: Tensor) -> Tensor:
+    """The mean of values [S] over the copies of each of D responses: [D]; which, times: as `Frozen` has them.
+
+    Copies are added in their order, on CUDA too, where `index_add` would add them in any.
+    """
+    order = which.argsort(stable=True)
+    return torch.segment_reduce(values[order], "sum", lengths=times, unsafe=True) / times
 
 
 def log_ratios(model: PreTrainedModel, frozen: Frozen) -> Tensor:

@@ -1,6 +1,6 @@
-"""Whether this PyTorch can compute on a device: if not, one line says so before any work.
+"""Whether this PyTorch can compute on a device, and what memory is to be had there: one line says no before any work.
 
-`refusal` and `held` are pure, so that they can be tested where there is no GPU.
+`refusal`, `spare` and `held` are pure, so that they can be tested where there is no GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ GIB = 2**30
 
 CONTEXT = 1 * GIB
 """What this process itself may hold of a GPU at its start, for the CUDA context: an allowance, not a measurement."""
+
+RESERVE = 0.1
+"""Share of a GPU's memory left for the CUDA context, NCCL and fragmentation: an allowance, not a measurement."""
 
 BFLOAT16 = (8, 0)
 """The lowest compute capability whose matrix products take bfloat16: that of the A100."""
@@ -61,11 +64,39 @@ def refusal(device: str, dtype: str, cuda: Cuda) -> str | None:
     return None
 
 
+def available(device: str | torch.device) -> tuple[float, float]:
+    """(what this process may still take, all) of a CUDA device's bytes; what PyTorch holds without use can be taken."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+
+
+def taken(free: float, total: float) -> float:
+    """Bytes of a GPU's memory that are in use, beside this process's own CUDA context."""
+    return max(0.0, total - free - CONTEXT)
+
+
+def spare(free: float, total: float) -> float:
+    """Bytes of a GPU that a run may plan with: RESERVE of the whole is kept, whatever else is in use."""
+    return (1 - RESERVE) * total - taken(free, total)
+
+
 def held(free: float, total: float) -> str | None:
     """How much of a GPU's memory other processes hold, in words; None if it is little. free, total: bytes, as
     torch.cuda.mem_get_info gives them before this process has put anything there."""
-    others = total - free - CONTEXT
+    others = taken(free, total)
     return f"other processes hold {others / GIB:.1f} of its {total / GIB:.1f} GiB" if others > 0 else None
+
+
+def check_memory(device: str, need: float, what: str, help: str) -> None:
+    """ValueError in one line if `what` takes more bytes than a CUDA device has to spare; help: what the user can do."""
+    if device.partition(":")[0] != "cuda":
+        return
+    free, total = available(device)
+    if (room := spare(free, total)) < need:
+        raise ValueError(
+            f"device: {what} takes {need / GIB:.1f} GiB at least, and {device} has {max(0.0, room) / GIB:.1f} of its "
+            f"{total / GIB:.1f} to spare: {(need - room) / GIB:.1f} too much; {help}"
+        )
 
 
 def _cuda(device: str) -> Cuda:

@@ -25,14 +25,19 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def own_device(device: str) -> str:
+    """The device of this rank: of a torchrun job on CUDA each has its own, a process alone that of its settings."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") and several else device
+
+
 def start(device: str) -> str:
     """Join the torchrun job that this process belongs to, if any; returns the rank's own device.
 
     A single process on CUDA becomes a group of one rank, which FSDP2 asks for; a single process on a CPU needs none.
     """
     cuda, alone = device.startswith("cuda"), int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if cuda and not alone:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = own_device(device)
     if cuda and torch.device(device).index is not None and torch.device(device).index < torch.cuda.device_count():
         torch.cuda.set_device(device)  # a device that is not there is reported when the policy is loaded
     if dist.is_initialized() or (alone and not cuda):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from transformers.utils import logging
 from pmd.files import read_json, write_json
 from pmd.model import ends
 from pmd.model.attention import PACKED
-from pmd.model.device import check_device
+from pmd.model.device import check_device, check_memory
 from pmd.model.distributed import barrier, world
 from pmd.model.forward import check_attention, compute_type
 from pmd.model.sharding import full_weights, local, own_rows, shard, sharded
@@ -52,6 +53,8 @@ def load_policy(
     """
     check_device(device, compute or dtype)
     path = directory(name)
+    if device.startswith("cuda"):
+        _check_room(path, device, dtype, divided)
     options = {"local_files_only": True, "trust_remote_code": False}
     with _explained(path):
         config = AutoConfig.from_pretrained(path, **options)
@@ -75,6 +78,23 @@ def load_policy(
         if not divided:
             check_attention(model)
     return model, tokenizer
+
+
+def _check_room(path: Path, device: str, dtype: str, divided: bool) -> None:
+    """ValueError in one line, before a weight is read, if the weights do not fit on a GPU; of a policy that is divided,
+    and so trained, if this rank's share of them with gradients and moments does not. What a pass takes comes on top."""
+    numbers = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())  # not iterable by itself
+            numbers += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
+    model = f"a model of {numbers / 1e9:.2f} B parameters"
+    if divided:
+        what, help = f"training {model}", "train on more GPUs by torchrun, or take a smaller model"
+        check_memory(device, 16 * numbers / world()[1], what, help)  # fp32: weights, gradients and AdamW's two moments
+    else:
+        size = getattr(getattr(torch, dtype, None), "itemsize", 2)
+        check_memory(device, size * numbers, model, "choose bfloat16, where it is not, or take a smaller model")
 
 
 BY_ITSELF = "{} computes attention by itself; transformers' interface is needed"
@@ -110,27 +130,56 @@ def _whole(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     )
 
 
+EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""The weights of a mixture that are one tensor of all experts in memory, and of what entries each expert's is made."""
+
+APART = ("qwen2_moe", "qwen3_moe")
+"""Architectures whose files hold these weights expert by expert."""
+
+
 @torch.no_grad()
 def _read_own_rows(model: PreTrainedModel, path: Path) -> None:
     """Fill this rank's rows of a sharded policy from the safetensors files in a directory.
 
     Some architectures keep weights on disk under other names or in other shapes than in memory, which transformers
-    converts when it loads (experts of a mixture are one file entry each, one tensor in memory). Of those, every rank
-    loads the whole model on its CPU and takes its rows.
+    converts when it loads. The rows of a mixture's weights are its experts, each read by itself. Of other conversions
+    every rank loads the whole model on its CPU and takes its rows.
     """
-    shapes, where = {name: list(p.shape) for name, p in model.named_parameters()}, {}
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
+    with ExitStack() as files:
+        entries = {}
+        for file in path.glob("*.safetensors"):
+            opened = files.enter_context(safe_open(file, "pt"))
             names = list(opened.keys())  # not iterable by itself
-            where |= {name: file for name in names if opened.get_slice(name).get_shape() == shapes.get(name)}
-    if set(where) != set(shapes):
-        read = dict(_whole(path, "auto").named_parameters())
+            entries |= {name: opened.get_slice(name) for name in names}
+        shapes = {name: entry.get_shape() for name, entry in entries.items()}
+        rows = {
+            name: _experts(model, name, list(parameter.shape), shapes)
+            for name, parameter in model.named_parameters()
+            if shapes.get(name) != list(parameter.shape)
+        }
+        whole = {} if all(rows.values()) else dict(_whole(path, "auto").named_parameters())
         for name, parameter in model.named_parameters():
-            local(parameter).copy_(read[name][own_rows(parameter)])
-        return
-    for name, parameter in model.named_parameters():
-        with safe_open(where[name], "pt") as opened:
-            local(parameter).copy_(opened.get_slice(name)[own_rows(parameter)])
+            mine, here = own_rows(parameter), local(parameter)
+            if whole or name not in rows:
+                here.copy_((whole or entries)[name][mine])
+            else:
+                for row, parts in zip(here, rows[name][mine], strict=True):
+                    row.copy_(torch.cat([entries[part][:] for part in parts]))
+
+
+def _experts(
+    model: PreTrainedModel, name: str, shape: list[int], shapes: dict[str, list[int]]
+) -> list[list[str]] | None:
+    """The entries of each expert's row of a weight, in the order in which they are joined; None for other weights."""
+    block, _, kind = name.rpartition(".")
+    if model.config.model_type not in APART or not block.endswith(".experts") or kind not in EXPERTS:
+        return None
+    rows = [[f"{block}.{expert}.{part}.weight" for part in EXPERTS[kind]] for expert in range(shape[0])]
+    joined = [[shapes.get(entry, [0, 0]) for entry in row] for row in rows]
+    fits = all(
+        sum(size[0] for size in row) == shape[1] and all(size[1:] == shape[2:] for size in row) for row in joined
+    )
+    return rows if fits else None
 
 
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from pmd.model.attention import PACKED, dense_mask
+from pmd.model.device import available
 from pmd.model.sharding import allocate, full_weights
 from pmd.sampling.choice import check_finite, ended
 
@@ -59,6 +60,12 @@ def row_bytes(config: PreTrainedConfig, capacity: int, dtype: torch.dtype) -> in
     return 2 * layers * heads * capacity * d * dtype.itemsize + SAMPLED * config.vocab_size
 
 
+def stays(nbytes: float, kv_bytes: float | None, memory: float) -> bool:
+    """Does a cache whose keys and values take so many bytes stay on a GPU between calls, with its graphs and the copy
+    of the weights? kv_bytes: the engine's option; memory: bytes of the GPU."""
+    return kv_bytes is not None or nbytes <= KEPT * memory
+
+
 def _shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Layers, key heads and their width."""
     d = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -68,8 +75,7 @@ def _shape(config: PreTrainedConfig) -> tuple[int, int, int]:
 
 def budget(device: torch.device) -> int:
     """Bytes that a cache may take now: a share of what is free on the device or held by PyTorch without use."""
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(SHARE * (torch.cuda.mem_get_info(device)[0] + idle))
+    return int(SHARE * available(device)[0])
 
 
 # --- the step ------------------------------------------------------------------------------------------------------
@@ -153,8 +159,8 @@ def capture(run: Run, device: torch.device, pool: tuple[int, int]) -> Run:
                 run()
         except RuntimeError as error:
             raise RuntimeError(
-                f"a decoding step cannot be a CUDA graph ({str(error).splitlines()[0]}); sample with vLLM, or with "
-                "TorchEngine(..., static=False)"
+                f"a decoding step cannot be a CUDA graph ({str(error).splitlines()[0]}); set "
+                "engine: vllm, or give pmd.train engine=functools.partial(TorchEngine, static=False)"
             ) from error
     return graph.replay
 

@@ -202,10 +202,17 @@ class TorchEngine:
     def _hand_back(self) -> None:
         """Drop the decoder and the copy of the weights, unless they are to be kept."""
         device = self.model.device
-        if self.kv_bytes is None and device.type == "cuda":
-            small = static_decoder.KEPT * torch.cuda.get_device_properties(device).total_memory
-            if self._decoder.cache.nbytes > small:
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            if not static_decoder.stays(self._decoder.cache.nbytes, self.kv_bytes, memory):
                 self._decoder = self._weights = None
+
+
+def sampler(model: PreTrainedModel, eos: int | None) -> TorchEngine:
+    """An engine for a process that only samples: on CUDA it keeps its cache and its graphs from call to call, because
+    nothing else wants the memory."""
+    room = static_decoder.budget(model.device) if model.device.type == "cuda" else None
+    return TorchEngine(model, eos, kv_bytes=room)
 
 
 # --- decoding in shapes that follow the responses ------------------------------------------------------------------

@@ -17,13 +17,11 @@ from inspect import signature
 
 from pmd.harness.config import Train
 from pmd.model import forward
+from pmd.model.device import RESERVE
 from pmd.sampling import static_decoder
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.scale.shape import Shape
 from pmd.scale.vllm_engine import CPU_CACHE, GPU_SHARE, PASS_TOKENS
-
-RESERVE = 0.1
-"""Share of a GPU's memory left for the CUDA context, NCCL and fragmentation: an allowance, not a measurement."""
 
 DECODED = signature(TorchEngine).parameters["batch"].default
 """Responses that the torch engine decodes at once at most."""
@@ -166,7 +164,7 @@ def engine_memory(shape: Shape, train: Train, prompt: int, ranks: int, memory: f
     """The engine's weights and its KV cache.
 
     vLLM takes the share `gpu_memory_utilization` of the GPU. The torch engine makes room for every response that it
-    decodes at once, on CUDA for no more than a share of the memory that is free.
+    decodes at once.
     """
     c, length = bytes_of(train), prompt + max(train.max_tokens, train.eval_max_tokens)
     if train.engine == "vllm":
@@ -174,26 +172,49 @@ def engine_memory(shape: Shape, train: Train, prompt: int, ranks: int, memory: f
         share = train.engine_options.get("gpu_memory_utilization", GPU_SHARE) * memory - weights
         room = share if on_gpu(train) else train.engine_options.get("kv_cache_memory_bytes", CPU_CACHE)
         return {"engine weights": weights, "KV cache": room}
-    responses = math.ceil(train.prompts / ranks) * train.group_size
-    rows = min(responses, DECODED // train.group_size * train.group_size or 1)
     weights = c * shape.total if sharded(train, ranks) else 0  # of a sharded policy it samples from a copy
-    room = rows * (length * kv_bytes(shape, train) + static_decoder.SAMPLED * shape.vocabulary)
-    if on_gpu(train):
-        free = (1 - RESERVE) * memory - weights - sum(state(shape, ranks).values())
-        room = min(room, static_decoder.SHARE * max(0, free))
-    return {"engine weights": weights, "KV cache": room}
+    rows, length = decoded(shape, train, prompt, ranks, memory)
+    return {"engine weights": weights, "KV cache": rows * decoded_bytes(shape, train, length)}
 
 
-def kept(train: Train, engine: Parts, memory: float) -> Parts:
+def decoded(shape: Shape, train: Train, prompt: int, ranks: int, memory: float) -> tuple[int, int]:
+    """(responses that the torch engine decodes at once, tokens that its cache has room for in each of them).
+
+    On a GPU it decodes in static shapes, no more at once than `kv_bytes` or a share of the free memory holds.
+    """
+    responses = math.ceil(train.prompts / ranks) * train.group_size
+    length = prompt + max(train.max_tokens, train.eval_max_tokens)
+    if not on_gpu(train):
+        return min(responses, DECODED // train.group_size * train.group_size or 1), length
+    length = static_decoder.ladder(length)
+    free = (1 - RESERVE) * memory - bytes_of(train) * shape.total - sum(state(shape, ranks).values())
+    room = train.engine_options.get("kv_bytes", static_decoder.SHARE * max(0, free))
+    return min(responses, DECODED, int(room // decoded_bytes(shape, train, length))), length
+
+
+def decoded_bytes(shape: Shape, train: Train, length: int) -> float:
+    """Bytes of a response of `length` tokens while it is decoded: keys, values, logits, what sampling makes of them."""
+    return length * kv_bytes(shape, train) + static_decoder.SAMPLED * shape.vocabulary
+
+
+def kept(shape: Shape, train: Train, prompt: int, ranks: int, memory: float) -> Parts:
     """What of the engine stays during the update.
 
-    On a GPU vLLM sleeps, and the torch engine drops its cache and its copy of the weights unless the cache is small. On
-    a CPU vLLM keeps everything and the torch engine its copy of sharded weights.
+    On a GPU vLLM sleeps, and the torch engine drops its cache and its copy of the weights, by its own rule; what stays
+    are keys, values and one step's logits. On a CPU vLLM keeps everything and the torch engine its copy of sharded
+    weights.
     """
-    if on_gpu(train):
-        small = train.engine == "torch" and engine["KV cache"] <= static_decoder.KEPT * memory
-        return engine if small else {}
-    return engine if train.engine == "vllm" else {"engine weights": engine["engine weights"]}
+    engine = engine_memory(shape, train, prompt, ranks, memory)
+    if train.engine == "vllm":
+        return {} if on_gpu(train) else engine
+    weights = {"engine weights": engine["engine weights"]}
+    if not on_gpu(train):
+        return weights
+    rows, length = decoded(shape, train, prompt, ranks, memory)
+    cache = rows * length * kv_bytes(shape, train)
+    if not static_decoder.stays(cache, train.engine_options.get("kv_bytes"), memory):
+        return {}
+    return weights | {"KV cache": cache + rows * bytes_of(train) * shape.vocabulary}
 
 
 def phases(shape: Shape, train: Train, prompt: int, ranks: int, memory: float) -> dict[str, Parts]:
@@ -208,9 +229,9 @@ def phases(shape: Shape, train: Train, prompt: int, ranks: int, memory: float) -
     moments = [a_pass(size, backward, activations(shape, train, ranks, size, backward)) for backward in (False, True)]
     worst = max(moments, key=lambda parts: sum(parts.values()))
     engine = engine_memory(shape, train, prompt, ranks, memory)
-    found = {"update": own | worst | kept(train, engine, memory), "rollout": own | engine}
+    found = {"update": own | worst | kept(shape, train, prompt, ranks, memory), "rollout": own | engine}
     if train.engine == "vllm":
         size = proof_pass(train, prompt)  # without a graph: one layer at a time
         layer = layer_activations(shape, train, ranks, size) + around_layers(shape, train, ranks, size)
-        found["proof"] = own | a_pass(size, False, layer) | kept(train, engine, memory)
+        found["proof"] = own | a_pass(size, False, layer) | kept(shape, train, prompt, ranks, memory)
     return found

@@ -7,17 +7,20 @@ plans a preset or an entry of `scale` of params.yaml; pmd/scale/memory.py counts
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 from pmd import params
 from pmd.files import ROOT
 from pmd.harness.config import Train, train_config
-from pmd.model.device import GIB, held
+from pmd.model.device import GIB, RESERVE, held, spare
 from pmd.model.from_scratch import build_policy
 from pmd.model.settings import read_bases
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.scale.entry import read_scale
-from pmd.scale.memory import RESERVE, Parts, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine
+from pmd.scale.memory import Parts, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine
 from pmd.scale.shape import Shape, architecture, shape
 
 
@@ -63,31 +66,54 @@ def advice(shape: Shape, train: Train, prompt: int, ranks: int, memory: float, f
     return f"no setting makes it fit on up to {ranks * 2**7} GPUs: take a smaller model or shorter responses"
 
 
-def check_fit(config: PreTrainedConfig, train: Train, prompt: int, ranks: int, free: float, memory: float) -> None:
+def check_fit(
+    config: PreTrainedConfig,
+    train: Train,
+    prompt: int,
+    ranks: int,
+    free: float,
+    memory: float,
+    together: int = 1,
+    what: str = "",
+    help: str = "",
+) -> None:
     """ValueError in one line if a run does not fit: by how much, what others hold, and which settings make it fit.
 
     prompt: tokens of the longest prompt; ranks: all GPUs of the job; free, memory: bytes of one GPU as
-    torch.cuda.mem_get_info gives them, before the model is there.
+    torch.cuda.mem_get_info gives them, before the model is there. together: processes like this one that share the GPU.
+    what: the run's name, if it has one. help: which settings help, if not those of `train`.
     """
-    own = shape(config)
-    over = shortfall(own, train, prompt, ranks, memory, free)
+    own, room = shape(config), spare(free, memory) / together
+    over = shortfall(own, train, prompt, ranks, memory / together, room)
     phase = max(over, key=over.get)
     if over[phase] > 0:
-        others = held(free, memory)
+        notes = [held(free, memory), f"{together} processes share it, lower PMD_WORKERS" if together > 1 else None]
+        said, name = "; ".join(filter(None, notes)), f"{what}: " if what else ""
         raise ValueError(
-            f"a {config.model_type} of {own.total / 1e9:.2f} B parameters does not fit on {ranks} x "
-            f"{free / GIB:.1f} GiB{f' ({others})' if others else ''}: {over[phase] / GIB:.1f} GiB too much for the "
-            f"{phase}; {advice(own, train, prompt, ranks, memory, free)}"
+            f"{name}a {config.model_type} of {own.total / 1e9:.2f} B parameters does not fit on {ranks} x "
+            f"{max(0.0, room) / GIB:.1f} GiB{f' ({said})' if said else ''}: {over[phase] / GIB:.1f} GiB too much for "
+            f"the {phase}; {help or advice(own, train, prompt, ranks, memory, room)}"
         )
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def entry(name: str) -> tuple[PreTrainedConfig, Train, int, int]:
-    """(architecture, run, longest prompt, ranks) of an entry of `scale`, else of a preset, else ValueError.
+@dataclass(frozen=True)
+class Planned:
+    """What is to be planned: a run, and what a preset's experiments make besides."""
 
-    A preset without an entry is a pipeline: its base model, trained by its first method on one GPU.
+    config: PreTrainedConfig
+    train: Train
+    prompt: int  # tokens of the longest prompt
+    ranks: int
+    regressions: dict[str, Train] = field(default_factory=dict)
+
+
+def entry(name: str) -> Planned:
+    """An entry of `scale`, else a preset, else ValueError.
+
+    A preset without an entry is a pipeline: its base model, trained by its first method on one GPU, and regressions.
     """
     values = params.load()
     params.mapping(values, "scale")
@@ -99,13 +125,47 @@ def entry(name: str) -> tuple[PreTrainedConfig, Train, int, int]:
     scaled = name.replace(".", "_")  # DVC takes no dot in the entry of preset gsm8k-1.5b
     if scaled in values["scale"]:
         run, train = read_scale(values, scaled)
-        return architecture(run.model), train, run.max_prompt_tokens, run.nodes * run.ranks
+        return Planned(architecture(run.model), train, run.max_prompt_tokens, run.nodes * run.ranks)
+    config, train = of_base(values), train_config("pmd-mean", 0, values)
+    return Planned(config, train, room_for_prompt(config, train), 1, regressions(values))
+
+
+def of_base(values: dict[str, Any]) -> PreTrainedConfig:
+    """The architecture of namespace `base`."""
     base = read_bases(values["base"])[0]
     model, _ = build_policy(
         SYMBOLS, base.layers, base.width, base.heads, base.kv_heads, base.feedforward, base.seed, base.positions
     )
-    train = train_config("pmd-mean", 0, values)
-    return model.config, train, model.config.max_position_embeddings - train.max_tokens, 1
+    return model.config
+
+
+def room_for_prompt(config: PreTrainedConfig, train: Train) -> int:
+    """The longest prompt that leaves room for a response in the model's context."""
+    return config.max_position_embeddings - train.max_tokens
+
+
+def regressions(values: dict[str, Any]) -> dict[str, Train]:
+    """What the law and finite samples solve (pmd/experiments/solve.py), by name, as updates: one pass of the whole
+    batch in fp32. The law's policy is made as that of a run is, and recomputes layers where runs do."""
+    law, finite = values["law"], values["finite"]
+    whole = {"dtype": "float32", "minibatches": 1, "probe": 1, "microbatch_tokens": None}
+    plain = {"checkpoint_activations": False, "compile": False}
+    asked = {
+        "law": {"prompts": law["prompts"], "group_size": law["rollouts"]},
+        "finite": {"prompts": finite["prompts"], "group_size": max(finite["n"])} | plain,
+    }
+    lengths = {name: dict.fromkeys(("max_tokens", "eval_max_tokens"), values[name]["max_tokens"]) for name in asked}
+    return {
+        name: train_config("pmd-mean", 0, values, **whole, **own, **lengths[name], device=values[name]["device"])
+        for name, own in asked.items()
+    }
+
+
+LOWER = {
+    "law": "lower law.prompts, law.rollouts or law.max_tokens",
+    "finite": "lower finite.prompts or finite.max_tokens",
+}
+"""What helps where a regression does not fit."""
 
 
 def parts_table(parts: Parts) -> str:
@@ -121,8 +181,9 @@ def report(name: str, gpus: int | None = None, memory: float = 80) -> str:
     """
     for option, value in {"gpus": gpus, "memory": memory}.items():
         params.require(value is None or value > 0, f"--{option}", value, "> 0")
-    config, train, prompt, ranks = entry(name)
-    ranks, whole, own = gpus or ranks, memory * GIB, shape(config)
+    planned = entry(name)
+    train, prompt, ranks, own = planned.train, planned.prompt, gpus or planned.ranks, shape(planned.config)
+    whole = memory * GIB
     free = (1 - RESERVE) * whole
     step = train.prompts * (prompt + train.group_size * train.max_tokens)
     lines = [
@@ -131,14 +192,18 @@ def report(name: str, gpus: int | None = None, memory: float = 80) -> str:
         f"a step: {step:,} tokens at most, {step // ranks:,} a GPU, {largest_pass(train, prompt, ranks).tokens:,} in a "
         f"pass (prompts of {prompt:,}, responses of {train.max_tokens:,})",
     ]
-    for title, parts in phases(own, train, prompt, ranks, whole).items():
+    found, over = phases(own, train, prompt, ranks, whole), shortfall(own, train, prompt, ranks, whole, free)
+    for part, run in planned.regressions.items():
+        title = f"experiment {part}"
+        found[title] = phases(own, run, room_for_prompt(planned.config, run), 1, whole)["update"]
+        over[title] = sum(found[title].values()) - free
+    for title, parts in found.items():
         lines += [f"GiB a GPU in the {title}:", parts_table(parts)]
-    over = shortfall(own, train, prompt, ranks, whole, free)
     phase = max(over, key=over.get)
-    spare = f"{free / GIB:.1f} GiB a GPU, {RESERVE:.0%} being kept for CUDA, NCCL and fragmentation"
+    room = f"{free / GIB:.1f} GiB a GPU, {RESERVE:.0%} being kept for CUDA, NCCL and fragmentation"
     if over[phase] > 0:
-        lines += [f"it does not fit in {spare}: {over[phase] / GIB:.1f} GiB too much for the {phase}"]
-        lines += [advice(own, train, prompt, ranks, whole, free)]
+        lines += [f"it does not fit in {room}: {over[phase] / GIB:.1f} GiB too much for the {phase}"]
+        lines += [LOWER.get(phase.removeprefix("experiment ")) or advice(own, train, prompt, ranks, whole, free)]
     else:
-        lines += [f"it fits in {spare}: the {phase} leaves {-over[phase] / GIB:.1f} GiB"]
+        lines += [f"it fits in {room}: the {phase} leaves {-over[phase] / GIB:.1f} GiB"]
     return "\n".join(lines)

@@ -36,11 +36,12 @@ def train_entry(values: dict[str, Any], name: str, progress: bool = True) -> dic
     entry, config = read_scale(values, name)
     problems, sets = read_sets(entry)
 
-    from pmd.trainer.loop import train  # only here: torch takes seconds to load, and a bad entry is refused without it
+    from pmd.scale.gpu import check_gpu  # only here: torch takes seconds to load, and a bad entry is refused without it
+    from pmd.trainer.loop import train
 
     architecture = architecture_of(model_path(entry))
-    if config.device.startswith("cuda"):
-        _check_gpu(architecture, entry, config)
+    if others := check_gpu(architecture, config, entry.max_prompt_tokens):
+        print(others, file=sys.stderr, flush=True)
     counts = _drop_long_prompts(entry, config, architecture, problems, sets)
     out = work_folder(folder(values, name))
     ranks, local = (int(os.environ.get(key, "1")) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -66,22 +67,6 @@ def _drop_long_prompts(entry: Scale, config: Train, architecture: Any, problems:
             raise ValueError(f"scale.{entry.name}.max_prompt_tokens: {file}: {error}") from None
         counts[file] = {"prompts": len(rows), "too_long": dropped}
     return counts
-
-
-def _check_gpu(architecture: Any, entry: Scale, config: Train) -> None:
-    """ValueError in one line, before the model is read, if the run does not fit on this rank's GPU; a line on stderr if
-    other processes use that GPU too."""
-    import torch
-
-    from pmd.model.device import check_device, held
-    from pmd.scale.plan import check_fit
-
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    check_device(device, config.dtype)
-    free, memory = torch.cuda.mem_get_info(device)
-    check_fit(architecture, config, entry.max_prompt_tokens, int(os.environ.get("WORLD_SIZE", "1")), free, memory)
-    if others := held(free, memory):
-        print(f"{device}: {others}; the run has room in what is left", file=sys.stderr, flush=True)
 
 
 def run_rank(name: str, file: Path | None = None) -> None:

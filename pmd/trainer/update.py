@@ -113,7 +113,7 @@ def update(
     It is taken out of the list, so that its memory is freed after the backward pass.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss_sum, flags = 0.0, []
+    losses, flags = [], []
     hyper = Hyper(config.tau, config.clip_low, config.clip_high, config.normalise)
     for one, before, weight in work:
         packed = one.packed
@@ -123,10 +123,11 @@ def update(
         share = 0 if one.idle else world()[1]  # FSDP2 averages gradients over the ranks; they must be summed
         (loss if share == 1 else share * loss).backward()
         if not one.idle:
-            loss_sum += loss.item()
+            losses.append(loss.detach())  # its value is read behind all passes, because reading waits for the device
             flags += [] if clipped is None else [clipped.float()]
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip, foreach=True)
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    loss_sum = float(np.cumsum([0.0, *(loss.item() for loss in losses)])[-1])
     loss_sum, clips, terms = total([loss_sum, sum(x.sum().item() for x in flags), sum(map(len, flags))])
     if not (math.isfinite(loss_sum) and math.isfinite(norm)):
         raise FloatingPointError(
