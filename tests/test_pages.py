@@ -74,6 +74,16 @@ def test_curves_are_those_of_the_best_rate_and_end_where_the_runs_do(evidence):
     assert set(table.bases) == {4}
 
 
+def test_a_variant_with_fewer_rates_is_in_the_map_and_not_among_the_curves(tmp_path):
+    found = made.frames(accuracy, variants=("pmd-mean", "grpo", "cispo"))
+    lost = found["runs"].run[(found["runs"].variant == "cispo") & (found["runs"].lr == 1e-3)]
+    made.write(tmp_path, **{k: v[~v.run.isin(lost)] if "run" in v else v for k, v in found.items()})
+    few = frames.load(tmp_path)
+    for draw in (figures.training_curves, figures.time_efficiency):
+        assert set(draw(few)[1].variant) == {"pmd-mean", "grpo"}
+    assert "cispo" in set(figures.robustness_map(few)[1].variant)
+
+
 def test_cost_is_shown_at_the_best_k_with_on_policy_beside(evidence):
     figure, table = figures.time_efficiency(evidence)
     picks = table.groupby("variant").minibatches.unique().map(sorted).to_dict()

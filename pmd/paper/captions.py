@@ -51,11 +51,11 @@ CAPTIONS = {
     "probability p. Top: p after five updates, from the median to the worst decile. Middle: how likely it is still "
     "below one half. Bottom: how likely an update gives more than 10 % of the probability to responses that were not "
     "sampled.",
-    "F5": "Training curves of every method at the learning rate that is best for it on validation problems, a row "
-    "for each K. Bands: 95 % intervals over base models, of PMD-mean and GRPO. Curves are over the first problems of "
-    "each set, the numbers below over all problems of test and ood.",
+    "F5": "Training curves of the methods that were trained at every learning rate, each at the one that is best for "
+    "it on validation problems, a row for each K. Bands: 95 % intervals over base models, of PMD-mean and GRPO. "
+    "Curves are over the first problems of each set, the numbers below over all problems of test and ood.",
     "F5-reported": "What the paper's authors report for Qwen3-30B-A3B. These are not runs of this repository.",
-    "F6": "Accuracy against seconds of training and generated tokens, each method at its best K; on-policy runs (K = "
+    "F6": "Accuracy against seconds of training and generated tokens, the same methods, each at its best K; on-policy runs (K = "
     "1) beside them. Over the first problems of val, test and ood together, on which the target of (c) is measured "
     "too.",
     "F7": "Practice. −mean(s) after each step of training against the λ of the solved update, a panel for each K. On "

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from pmd.evaluators.intervals import t_interval
 from pmd.paper import style
-from pmd.paper.frames import SETS, Evidence, cell, chosen, final, ordered, scores
+from pmd.paper.frames import SETS, Evidence, cell, chosen, compared, final, ordered, scores
 from pmd.paper.questions import curves, stale
 
 BANDED = ("pmd-mean", "grpo")
@@ -31,14 +31,15 @@ _FRESH = {"linestyle": "-", "marker": "*", "markersize": 6, "linewidth": 0.8}
 
 
 def training_curves(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | None:
-    """F5: a row of panels for each K, every variant at its best rate: accuracy on test and ood, reward, entropy.
+    """F5: a row of panels for each K, variants at their best rate: accuracy on test and ood, reward, entropy.
 
-    None if every run is on-policy.
+    Variants that were trained at fewer learning rates than others are left out (`frames.compared`), as in F6. None if
+    every run is on-policy.
 
     Plotted data: minibatches, panel, variant, lr, step, bases, mean, low, high; accuracy and reward in [0, 1], entropy
     in nats a token.
     """
-    ks, best = stale(evidence), chosen(evidence)
+    ks, best = stale(evidence), compared(chosen(evidence), evidence)
     if not ks:
         return None
     curve = evidence.evals[~evidence.evals.final.astype(bool)]
@@ -96,7 +97,7 @@ def time_efficiency(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     On-policy runs (K = 1) are thin lines with stars. Plotted data: variant, minibatches, lr, step, bases, seconds and
     tokens (means), mean, low, high.
     """
-    best, rows = chosen(evidence), curves(evidence)
+    best, rows = compared(chosen(evidence), evidence), curves(evidence)
     best = best[best.staleness == 0]
     stale_best = best[best.minibatches > 1]
     picks = pd.concat([stale_best.loc[stale_best.groupby("variant").val.idxmax()], best[best.minibatches == 1]])

@@ -118,6 +118,12 @@ def chosen(evidence: Evidence) -> pd.DataFrame:
     return best.rename(columns={"accuracy": "val"}).reset_index(drop=True)
 
 
+def compared(best: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+    """The rows of `chosen` of variants that were trained at as many learning rates as any: a best one is among them."""
+    rates = evidence.runs.groupby("variant").lr.nunique()
+    return best[best.variant.isin(rates.index[rates == rates.max()])]
+
+
 def cell(rows: pd.DataFrame, variant: str, minibatches: int, lr: float | None = None, staleness: int = 0):
     """The rows of a variant under a regime, at one learning rate or, with None, at all of them."""
     mine = (rows.variant == variant) & (rows.minibatches == minibatches) & (rows.staleness == staleness)
