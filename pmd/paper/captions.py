@@ -55,9 +55,9 @@ CAPTIONS = {
     "it on validation problems, a row for each K. Bands: 95 % intervals over base models, of PMD-mean and GRPO. "
     "Curves are over the first problems of each set, the numbers below over all problems of test and ood.",
     "F5-reported": "What the paper's authors report for Qwen3-30B-A3B. These are not runs of this repository.",
-    "F6": "Accuracy against seconds of training and generated tokens, the same methods, each at its best K; on-policy runs (K = "
-    "1) beside them. Over the first problems of val, test and ood together, on which the target of (c) is measured "
-    "too.",
+    "F6": "Accuracy against seconds of training and generated tokens, the same methods, each at its best K; on-policy "
+    "runs (K = 1) beside them. Over the first problems of val, test and ood together, on which the target of (c) is "
+    "measured too.",
     "F7": "Practice. −mean(s) after each step of training against the λ of the solved update, a panel for each K. On "
     "the line, one pass over the batch would reach the solution. The vertical axis is linear near 0, logarithmic "
     "beyond.",
