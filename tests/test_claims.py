@@ -83,6 +83,7 @@ def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
     short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
     assert "misses the target from 4 of 4 base models; counting all of its seconds" in short.reason["c1"]
     assert claims.printed(short.loc["c1"]).startswith("at least ")
+    assert claims.printed(short.loc["a1"]) == short.effect["a1"]  # the others are measured all the same
     assert short.in_margins["c1"].low == -math.inf  # longer still, which speaks against the claim
     mixed = table(tmp_path / "4", cpu=lambda base, variant: variant)
     assert mixed.verdict["c2"] == NOT_TESTABLE

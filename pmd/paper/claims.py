@@ -166,7 +166,7 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
 def printed(row: dict) -> Interval | str | None:
     """The effect of a row of `table` as it is printed: of a bound only what is known."""
     effect, only = row["effect"], row["only"]
-    if only is None or effect is None:
+    if not isinstance(only, str) or effect is None:  # pandas makes NaN of None beside text
         return effect
     return f"{questions.KNOWN[only]} {effect.estimate:.2f}" if only in questions.KNOWN else "not known"
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import mistune
 import pandas as pd
 
+from pmd.evaluators.intervals import Interval
 from pmd.files import write_text
 from pmd.paper import claims, explorer
 from pmd.paper.captions import CAPTIONS, IDEA, TERMS, found, label
@@ -168,7 +169,7 @@ figure.large{position:fixed;inset:0;margin:0;z-index:9;overflow:auto}
 .verdict{border:1px solid;border-radius:1em;padding:0 .55em;display:inline-block}
 .supported{background:#0072b222}.contradicted{background:#d55e0033}
 .claim small{display:block;color:var(--soft);font-size:.8rem;line-height:1.3}
-.effect{color:var(--soft);text-align:right;font-size:.95rem;white-space:nowrap}
+.effect{color:var(--soft);text-align:right;font-size:.95rem}
 
 @media(max-width:40rem){
 .picture svg{min-width:min(36rem,var(--width))}
@@ -243,7 +244,8 @@ def _claim(row: dict) -> str:
     reason += f"; the default run: {row['verdict (default)']}" if beside else ""
     if "verdict (GPU)" in row:
         reason += f"; at a GPU's size: {row['verdict (GPU)']}, {cell_text(row['effect (GPU)'])} {row['unit']}".rstrip()
-    effect = f"{cell_text(claims.printed(row))} {row['unit']}".strip() if row["effect"] else ""
+    known = claims.printed(row)
+    effect = f"{cell_text(known)} {row['unit']}".strip() if isinstance(known, Interval) else known or ""
     kind = row["verdict"].split(" ")[0]
     return (
         f'<details class="claim" id="claim-{row["row"]}"><summary><b>{row["row"]}</b> '
