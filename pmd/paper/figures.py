@@ -134,6 +134,7 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | No
         for name in ordered(mine.variant):
             part, look = mine[mine.variant == name], style.variant_style(name)
             dots = {"ms": 2.5, "mew": 0.5, "alpha": 0.6, "mfc": look.get("markerfacecolor", look["color"])}
+            dots |= {"rasterized": True}  # thousands of them: as shapes they would be most of the report
             axis.plot(part.lambda_theory, part["lambda"], look["marker"], color=look["color"], **dots)
         ends = [mine.lambda_theory.min(), mine.lambda_theory.max()]
         axis.plot(ends, ends, **line)

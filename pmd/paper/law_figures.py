@@ -21,6 +21,9 @@ SUCCESS, FAILURE, BOTH = (style.COLOURS[name] for name in ("blue", "vermillion",
 TINY = 1e-12
 """The smallest distance, in nats, that a logarithmic axis shows."""
 
+DOTS = {"markersize": 2.2, "alpha": 0.45, "markeredgewidth": 0, "rasterized": True}
+"""Hundreds of them, which as shapes would be most of an SVG."""
+
 TITLES = (
     "(a) $s$ of a response; curves: theory",
     "(b) $-\\overline{s}$ of a prompt; line: equal",
@@ -69,9 +72,7 @@ def _ratios(axis: Axes, last: pd.DataFrame, tau: float) -> pd.DataFrame:
     )
     for column, label, colour, marker, theory in looks:
         axis.plot(p, theory, color=colour, linewidth=1.4, zorder=3)
-        axis.plot(
-            last["p"], last[column], marker, color=colour, markersize=2.2, alpha=0.45, markeredgewidth=0, label=label
-        )
+        axis.plot(last["p"], last[column], marker, color=colour, label=label, **DOTS)
         plotted.append(_dots("s", last, column, "p").assign(quantity=label))
         plotted.append(pd.DataFrame({"panel": "s", "tau": tau, "quantity": f"{label}, theory", "x": p, "y": theory}))
     axis.axhline(0, color=style.COLOURS["grey"], linewidth=0.5)
@@ -83,7 +84,7 @@ def _lambda(axis: Axes, last: pd.DataFrame) -> pd.DataFrame:
     """−mean(s) against λ, prompt by prompt."""
     most = 1.08 * max(last["lam"].max(), last["minus_mean_s"].max())
     axis.plot([0, most], [0, most], color=style.COLOURS["grey"], linewidth=0.8)
-    axis.plot(last["lam"], last["minus_mean_s"], "o", color=BOTH, markersize=2.2, alpha=0.4, markeredgewidth=0)
+    axis.plot(last["lam"], last["minus_mean_s"], "o", color=BOTH, **DOTS)
     axis.set(xlabel="λ of theory [nats]", ylabel="$-\\overline{s}$ measured [nats]", xlim=(0, None))
     return _dots("lambda", last, "minus_mean_s", "lam").assign(quantity="minus_mean_s")
 

@@ -159,14 +159,14 @@ def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> list[Path]:
     stem = Path(stem)
     svg, png, csv = (stem.with_name(f"{stem.name}.{ending}") for ending in ("svg", "png", "csv"))
 
-    def image(kind: str, metadata: dict[str, None]) -> Callable[[Path], None]:
-        return lambda path: figure.savefig(path, format=kind, metadata=metadata)
+    def image(kind: str, metadata: dict[str, None], dpi: int) -> Callable[[Path], None]:
+        return lambda path: figure.savefig(path, format=kind, metadata=metadata, dpi=dpi)
 
     if layout := figure.get_layout_engine():
         layout.execute(figure)
         figure.set_layout_engine("none")
-    with mpl.rc_context({key: _RC[key] for key in ("svg.fonttype", "svg.hashsalt", "savefig.dpi")}):
-        atomic(svg, image("svg", {"Date": None}))
-        atomic(png, image("png", {"Software": None}))
+    with mpl.rc_context({key: _RC[key] for key in ("svg.fonttype", "svg.hashsalt")}):
+        atomic(svg, image("svg", {"Date": None}, 200))  # of the parts that are images: clouds of dots
+        atomic(png, image("png", {"Software": None}, 300))
     atomic(csv, lambda path: data.to_csv(path, index=False, float_format="%.10g", lineterminator="\n"))
     return [svg, png, csv]
