@@ -161,7 +161,7 @@ def test_the_example_of_the_documentation():
     assert space["log_probs"].grad.abs().min() > 0
     # A = 2/3, −2/3, −2/3, 2/3 and s = 0.1 L
     terms = [
-        0.05 * (a / 0.1 - 0.1 * n) ** 2 / n for a, n in zip((2 / 3, -2 / 3, -2 / 3, 2 / 3), (3, 2, 4, 3), strict=True)
+        0.025 * (a / 0.05 - 0.1 * n) ** 2 / n for a, n in zip((2 / 3, -2 / 3, -2 / 3, 2 / 3), (3, 2, 4, 3), strict=True)
     ]
     assert space["loss"].item() == pytest.approx(sum(terms) / 4, rel=1e-5)
 

@@ -216,7 +216,7 @@ def test_the_settings_of_the_documentation_are_verls_own_and_name_what_is_regist
     settings = config.actor_rollout_ref.actor
     assert core_algos.get_policy_loss_fn(settings.policy_loss.loss_mode) is pmd.verl.pmd_loss
     assert core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator).__module__ == "pmd.verl"
-    assert settings.policy_loss.dro_beta == 0.1
+    assert settings.policy_loss.dro_beta == 0.05
     assert settings.loss_agg_mode in pmd.verl.NORMALISE
     for name, function, tau in (("pmd_part", OBJECTIVES["pmd-part"].advantage, 0.1),
                                 ("pmd_tilted", leave_one_out_tilted, -0.4)):  # fmt: skip
