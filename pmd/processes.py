@@ -60,24 +60,39 @@ def prepare(device: str) -> None:
         forkserver.ensure_running()
 
 
+_open: list[str] = []
+"""The devices of the blocks of `one_server` that are open, from the outermost."""
+
+
+@contextmanager
+def one_server(device: str) -> Iterator[None]:
+    """A block whose pools are all forked from one server, which loads torch once; it ends with the outermost block."""
+    prepare(device)
+    _open.append(device)
+    try:
+        yield
+    finally:
+        _open.pop()
+        if not _open and forked(device):
+            stop_server()
+
+
 @contextmanager
 def processes(count: int, device: str) -> Iterator[ProcessPoolExecutor]:
     """A pool of `count` worker processes. Leaving the block waits for them; an error cancels what has not begun.
 
     A worker whose caller was killed ends at once: when the caller is started again, nobody else writes its files.
     """
-    prepare(device)
-    context = multiprocessing.get_context("forkserver" if forked(device) else "spawn")
-    pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        pool.shutdown(wait=True)
-        if forked(device):
-            stop_server()
+    with one_server(device):
+        context = multiprocessing.get_context("forkserver" if forked(device) else "spawn")
+        pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent)
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            pool.shutdown(wait=True)
 
 
 def stop_server() -> None:

@@ -129,6 +129,19 @@ def test_the_server_ends_with_its_last_worker_and_the_next_one_starts_anew(light
     assert servers[0] != servers[1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_pools_of_one_block_share_a_server_that_ends_with_the_block(light):
+    servers = []
+    with processes.one_server("cpu"):
+        for _ in range(2):
+            with processes.processes(1, "cpu") as pool:
+                pool.submit(loaded).result()
+            servers.append(psutil.Process(processes.forkserver._forkserver._forkserver_pid))
+        assert servers[0] == servers[1]
+        assert servers[0].is_running()
+    assert not servers[0].is_running()
+
+
 def report():
     print(os.getpid(), flush=True)
     time.sleep(600)
