@@ -102,7 +102,9 @@ def test_practice_is_drawn_for_what_theory_knows(evidence):
     # λ is 0.11, 0.12 and 0.13 after the three steps of every run; a variant is left out
     table.loc[table.variant != "pmd-mean", "lambda"] = 1.0
     said = captions.practice(table)
-    assert said.startswith("in training, the median of −mean(s)/λ is 0.6 (K = 1), 0.6 (K = 8), 0.6 (K = 40);")
+    assert said.startswith(
+        "in PMD-mean's training, the median of −mean(s)/λ is 0.6 (K = 1), 0.6 (K = 8), 0.6 (K = 40);"
+    )
 
 
 def test_accuracies_of_the_table_are_in_percent_with_intervals(evidence):
