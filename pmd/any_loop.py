@@ -16,6 +16,7 @@ from pmd.trainer.objectives import (
     Hyper,
     Minibatch,
     leave_one_out_tilted,
+    per_response,
     regression,
 )
 
@@ -149,7 +150,7 @@ def flatten(log_probs: Tensor, old_log_probs: Tensor, lengths: Tensor) -> tuple[
 def sequence_log_ratio(log_probs: Tensor, old_log_probs: Tensor, lengths: Tensor) -> Tensor:
     """s_i = Σ_t (log π_θ − log π_t) of each response: [S]. Arguments as in `loss`."""
     log_ratio, lengths = flatten(log_probs, old_log_probs, lengths)
-    return Minibatch(log_ratio, log_ratio, torch.repeat_interleave(lengths), lengths, 1).s
+    return per_response(log_ratio, lengths)
 
 
 def predicted(rewards: Tensor, tau: float) -> dict[str, float]:

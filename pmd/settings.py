@@ -12,7 +12,7 @@ from typing import Any
 from pmd.evaluators.entry import Benchmark
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import training_map
-from pmd.experiments.bases import base_folder
+from pmd.experiments.bases import BASES, base_folder
 from pmd.experiments.settings import Finite, Law, temperature
 from pmd.files import ROOT
 from pmd.foreign_sets.formats import problem_set
@@ -41,11 +41,15 @@ def check(values: dict[str, Any], root: Path = ROOT) -> None:
 
 
 def _check_experiments(values: dict[str, Any], root: Path) -> None:
+    require(values["train_bases"] in ({}, {"own": True}), "train_bases", values["train_bases"], "{} or {own: true}")
     own = [base.seed for base in read_bases(values.get("base"))]
+    if values["train_bases"] and (root / values["bases"]).resolve() == BASES:
+        require(False, "bases", values["bases"], "another folder than the committed one, since train_bases says own")
     for method in mapping(values, "methods"):
         train_config(method, 0, values)
     training_map.runs(values.get("grid"), mapping(values, "train"), values["methods"])
-    read(Law, "law", values.get("law"))
+    law, parts = read(Law, "law", values.get("law")), values["train"]["minibatches"]
+    require(law.prompts % parts == 0, "law.prompts", law.prompts, f"a multiple of train.minibatches = {parts}")
     finite = read(Finite, "finite", values.get("finite"))
     for tau_b in finite.tau_b:
         temperature(tau_b, 1.0)
@@ -68,4 +72,3 @@ def _check_entries(values: dict[str, Any]) -> None:
         read_entry(Benchmark, "benchmark", values["benchmark"], name)
     for name in mapping(values, "scale"):
         read_scale(values, name)
-    require(values["train_bases"] in ({}, {"own": True}), "train_bases", values["train_bases"], "{} or {own: true}")

@@ -45,7 +45,7 @@ def frames(
                         method, _, own = variant.partition(" tau=")
                         runs.append(dict(zip(columns.RUN, (
                             name, variant, method, float(own or 0.05), rate, k, 0, 64, 8, 3, base, 100 * base + s,
-                            cpu(base, variant), took, 3000), strict=True)))  # fmt: skip
+                            cpu(base, variant), took, 3000, "{}"), strict=True)))  # fmt: skip
                         for step in range(4):
                             level = 0.4 + (end - 0.4) * step / 3
                             measured = dict.fromkeys(columns.STEP, 0.5) | {"run": name, "step": step, "kl": 0.1}

@@ -42,6 +42,11 @@ def test_on_another_processor_the_cell_decides_and_other_cells_do_not_count():
         compared("r0", RUNS, ENDS, again(8), "B")
 
 
+def test_a_cell_of_one_run_has_no_interval():
+    with pytest.raises(ValueError, match="other: other answers on B, and the cell has no other run to compare with"):
+        compared("other", RUNS, ENDS, again(1), "B")
+
+
 def test_a_run_that_is_not_in_the_study_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run_one", lambda *_: pytest.fail("work began"))
     with pytest.raises(ValueError, match=r"runs\.parquet: missing; `pmd experiment study` makes it"):

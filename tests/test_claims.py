@@ -118,6 +118,35 @@ def test_a_map_that_was_stopped_compares_the_cells_that_both_have(tmp_path):
     assert "over 2 cells of rate and K (2 incomplete ones left out)" in found.reason["b1"]
 
 
+def test_a_rate_that_lacks_base_models_is_not_the_best_one(tmp_path):
+    """A third rate is better, but was only trained from one base model before the map was stopped."""
+    made = evidence.frames(lambda variant, k, rate: 0.8 if rate == 2e-4 else 0.6, rates=(1e-4, 2e-4, 1e-3))
+    runs = made["runs"]
+    lost = runs.run[(runs.lr == 2e-4) & (runs.base > 1)]
+    kept = {name: made[name][~made[name].run.isin(lost)] for name in ("runs", "steps", "evals")}
+    evidence.write(tmp_path, **made | kept)
+    found = frames.load(tmp_path)
+    assert set(frames.chosen(found).lr) <= {1e-4, 1e-3}
+    rows = claims.table(found).set_index("row")
+    assert rows.verdict["a1"] == EQUIVALENT
+    assert rows.bases["a1"] == 4
+
+
+def test_runs_that_begin_at_the_target_are_not_compared_in_time(tmp_path):
+    flat = table(tmp_path, lambda variant, k, rate: 0.4, noise=0.0, on_policy=("pmd-mean", "grpo"))
+    assert flat.verdict["c1"] == NOT_TESTABLE
+    assert "gains nothing" in flat.reason["c1"]
+    little = table(tmp_path / "2", lambda variant, k, rate: 0.41 if k == 1 else 0.39)
+    made = frames.load(tmp_path / "2")
+    made.evals.loc[(made.evals.variant == "pmd-mean") & (made.evals.step == 0), "accuracy"] = 0.5
+    row = claims.table(made).set_index("row").loc["c1"]
+    assert little.verdict["c1"] != NOT_TESTABLE
+    assert (row.verdict, row.reason) == (
+        NOT_TESTABLE,
+        "on-policy GRPO gains so little from base model 1 that runs begin at the target",
+    )
+
+
 def test_a_law_without_differences_between_prompts_is_not_testable(tmp_path):
     flat = evidence.law().assign(lam=0.0)
     assert set(table(tmp_path, law=flat).verdict[["e1", "e2"]]) == {NOT_TESTABLE}
@@ -263,3 +292,15 @@ def test_a_row_that_holm_alone_left_undecided_says_so(tmp_path):
         rows = claims.table(frames.load(tmp_path), (claim, claim))
         assert rows.verdict.tolist() == [judged] * 2
         assert rows.reason.tolist() == [reason or "because"] * 2
+
+
+def test_a_bound_that_decides_nothing_is_not_said_to_have_been_lost_by_holm(tmp_path):
+    evidence.write(tmp_path, **evidence.frames(better("pmd-mean", 0.0)))
+    for only, says in (("none", False), ("below", False), ("above", True)):
+        answer = Answer(Effect(0.2, 0.08, 9.0), "because", 10, 20, only)
+        claim = Claim("x", "", "", "", "", 0.15, 1, lambda _, a=answer: a)
+        rows = claims.table(frames.load(tmp_path), (claim, claim))
+        assert rows.verdict.tolist() == [UNDECIDED] * 2
+        assert rows.reason.str.contains("Holm").tolist() == [says] * 2
+        printed = tables.claims_details(rows).frame["p (Holm)"]
+        assert printed.isna().tolist() == [only == "none"] * 2

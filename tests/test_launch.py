@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import evidence
-from pmd.experiments.launch import Job, run_all
+from pmd.experiments.launch import Job, run_all, settings
 from pmd.files import ROOT, read_json, read_jsonl, write_jsonl
 from pmd.harness.config import train_config
 from tests.test_loop import COMMITTED, PROBLEMS, SMALL
@@ -57,7 +58,7 @@ def test_a_run_is_evaluated_at_its_end_on_the_whole_set(stage, monkeypatch):
     run_all(jobs[:1], *rest, out)
     (row,) = read_jsonl(out / "m" / "seed-1" / "final.jsonl")
     assert (row["set"], row["step"], row["k"], len(row["correct"])) == ("val", 2, 2, len(PROBLEMS))
-    frames = evidence.collect([jobs[0].name], out, "a processor")
+    frames = evidence.collect({jobs[0].name: "{}"}, out, "a processor")
     assert frames["runs"][["run", "variant", "base", "seed", "cpu"]].values.tolist() == [
         ["m/seed-1", "pmd-mean", 7, 1, "a processor"]
     ]
@@ -77,6 +78,8 @@ def test_what_is_finished_stays_and_what_is_changed_or_foreign_goes(stage, monke
     run_all([jobs[0], changed], *rest, out)
     after = stamps(out)
     assert {path.parent.name for path in after if after[path] != before[path]} == {"seed-2"}
+    run_all(jobs[:1], *rest, out, keep=[jobs[1].name])
+    assert stamps(out) == after
     run_all(jobs[:1], *rest, out)
     assert [path.parent.name for path in stamps(out)] == ["seed-1"]
     (rest[0] / "rl.jsonl").write_text((rest[0] / "rl.jsonl").read_text() + "\n")  # other data
@@ -102,6 +105,20 @@ def test_an_error_in_a_run_reaches_the_caller(stage, monkeypatch):
     assert not out.exists()
 
 
+def test_the_first_failure_stops_the_runs_that_have_not_begun(stage, tmp_path, monkeypatch):
+    """One of two workers is at a long run when the other's fails."""
+    monkeypatch.setenv("PMD_WORKERS", "2")
+    jobs, *rest, out = stage
+    broken = tmp_path / "broken"
+    shutil.copytree(jobs[0].base, broken)
+    (broken / "tokenizer.json").unlink()
+    starts = [(60, jobs[0].base), (2, broken), (2, jobs[0].base)]
+    many = [Job(config(steps=n, seed=s), base, f"m/seed-{s}", TAGS) for s, (n, base) in enumerate(starts)]
+    with pytest.raises(ValueError, match=r"not a model directory, it lacks tokenizer\.json"):
+        run_all(many, *rest, out)
+    assert [path.parent.name for path in stamps(out)] == ["seed-0"]
+
+
 def test_a_missing_problem_set_is_found_before_any_run(stage):
     jobs, data, final, out = stage
     (data / "val.jsonl").write_text("")
@@ -111,20 +128,56 @@ def test_a_missing_problem_set_is_found_before_any_run(stage):
 
 def test_rows_join_those_of_other_runs_and_replace_their_own(stage, tmp_path, monkeypatch):
     monkeypatch.setenv("PMD_WORKERS", "1")
-    jobs, *rest, out = stage
-    run_all(jobs, *rest, out)
-    folder = tmp_path / "evidence"
-    evidence.write(evidence.collect([jobs[0].name], out, "old"), folder)
-    configs = {job.name: job.config for job in jobs}
-    assert evidence.known_runs(folder, configs) == {"m/seed-1"}
-    assert evidence.known_runs(folder, configs | {"m/seed-1": config(steps=9, seed=1)}) == set()
-    assert evidence.known_runs(folder / "none", configs) == set()
-    joined = evidence.joined(evidence.collect([jobs[1].name], out, "new"), folder)
+    jobs, data, final, out = stage
+    run_all(*stage)
+    folder, said = tmp_path / "evidence", settings(jobs, data, final)
+    first, second = ({job.name: said[job.name]} for job in jobs)
+    evidence.write(evidence.collect(first, out, "old"), folder)
+    assert evidence.known_runs(folder, said) == {"m/seed-1"}
+    assert evidence.known_runs(folder / "none", said) == set()
+    joined = evidence.joined(evidence.collect(second, out, "new"), folder, said)
     assert joined["runs"]["cpu"].tolist() == ["old", "new"]
     evidence.write(joined, folder)
-    again = evidence.joined(evidence.collect([jobs[0].name], out, "again"), folder)
+    again = evidence.joined(evidence.collect(first, out, "again"), folder, said)
     assert sorted(again["runs"]["cpu"]) == ["again", "new"]
     assert len(again["steps"]) == len(joined["steps"])
+    alone = evidence.joined(evidence.collect(first, out, "again"), folder, ["m/seed-1"])
+    assert {name: set(rows["run"]) for name, rows in alone.items()} == {name: {"m/seed-1"} for name in alone}
+    joined["runs"].drop(columns="settings").to_parquet(folder / "runs.parquet")
+    with pytest.raises(ValueError, match=r"runs\.parquet: of another schema, it has no column settings"):
+        evidence.known_runs(folder, said)
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [({"clip_low": 0.03}, False), ({"beta2": 0.5}, False), ({"max_tokens": 5}, False), ({"eval_every": 9}, False),
+     ({"tau": 0.06}, False), ({"threads": 3}, True), ({"checkpoint_every": 1}, True), ({"microbatch_tokens": 9}, True)],
+)  # fmt: skip
+def test_a_run_is_known_by_every_setting_that_is_not_rounding(stage, change, known):
+    jobs, data, final, _ = stage
+    was, job = settings(jobs[:1], data, final)["m/seed-1"], jobs[0]
+    other = Job(config(steps=2, seed=1, **change), job.base, job.name, TAGS)
+    assert evidence.same(was, settings([other], data, final)["m/seed-1"]) == known
+
+
+def test_a_run_is_known_by_its_base_model_its_problems_and_its_evaluation(stage, tmp_path):
+    (job, _), data, final, _ = stage
+    was = settings([job], data, final)[job.name]
+    longer = final.model_copy(update={"max_tokens": 7})
+    assert not evidence.same(was, settings([job], data, longer)[job.name])
+    (data / "README.md").write_text("A card.")
+    assert evidence.same(was, settings([job], data, final)[job.name])
+    (data / "val.jsonl").write_text((data / "val.jsonl").read_text() + "\n")
+    assert not evidence.same(was, settings([job], data, final)[job.name])
+    write_jsonl(data / "val.jsonl", PROBLEMS)
+    weights = job.base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert not evidence.same(was, settings([job], data, final)[job.name])
+
+
+def test_a_setting_that_did_not_exist_when_a_run_was_made_does_not_count():
+    assert evidence.same('{"lr": 1, "gone": 2}', '{"lr": 1, "new": 3}')
+    assert not evidence.same('{"lr": 1}', '{"lr": 2, "new": 3}')
 
 
 ALONE = """
@@ -145,7 +198,7 @@ if __name__ == "__main__":  # a worker that does not fork imports this file
     job = launch.Job(train_config("pmd-mean", 1, values, **small), base, "m/seed-1", {"variant": "pmd-mean", "base": 1})
     final = params.read(Evaluate, "evaluate", values["evaluate"] | {"sets": ["val"], "k": 1})
     launch.run_all([job], data, final, out)
-    evidence.collect([job.name], out, "cpu")
+    evidence.collect({job.name: "{}"}, out, "cpu")
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the parent loaded {loaded}" if loaded else 0)
 """

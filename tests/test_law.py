@@ -15,11 +15,15 @@ from pmd.experiments.law import run_law, theory
 from pmd.experiments.settings import Law
 from pmd.experiments.solve import draw, freeze, log_ratios, solve
 from pmd.files import write_jsonl
+from pmd.harness.clock import Clock
+from pmd.harness.config import train_config
+from pmd.harness.policy import make_policy
 from pmd.model.loading import load_policy, save_policy
 from pmd.problems.reader import read_problems
 from pmd.sampling.seeds import derive
 from pmd.trainer.objectives import Hyper, group_mean
 from pmd.trainer.rollouts import Rollouts
+from pmd.trainer.update import learn
 
 VALUES = params.load()
 TRAIN, METHODS = VALUES["train"] | {"minibatches": 2}, VALUES["methods"]
@@ -106,6 +110,14 @@ def test_a_cell_is_the_solved_update_of_its_own_rollouts(folders, monkeypatch):
         )
         np.testing.assert_allclose(found["p"], (batch.rewards == 1).double().mean(1))
     assert last["minus_mean_s"].abs().max() > 1e-3
+    asked = {"prompts": 4, "group_size": 6, "tau": 0.5, "normalise": "length", "max_tokens": 6}
+    config = train_config("kimi", 3, {"train": TRAIN, "methods": METHODS}, **asked)
+    policy = make_policy(config, bases / "base-1", "cpu")
+    learn(config, 1, policy.model, policy.optimizer, batch, Clock({}))  # the trainer's one pass, of two minibatches
+    practised = frame[(frame["how"] == "practice") & (frame["set"] == "batch")]
+    expected = -log_ratios(policy.model, freeze(load_policy(bases / "base-1")[0], batch)).reshape(4, -1).numpy().mean(1)
+    np.testing.assert_allclose(practised["minus_mean_s"], expected, atol=1e-9)
+    assert np.abs(expected).max() > 1e-4
 
 
 def test_a_cell_of_a_sharded_policy_is_that_of_a_policy_in_one_piece(folders, monkeypatch):

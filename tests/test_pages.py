@@ -64,6 +64,38 @@ def test_the_map_has_every_cell_and_marks_what_collapsed(evidence):
     assert "PMD-mean, τ = 0.5" in [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes]
 
 
+def only(found, variants, k, rate):
+    """The frames without what these variants have in other cells than this one."""
+    runs = found["runs"]
+    lost = runs.run[runs.variant.isin(variants) & ~((runs.minibatches == k) & (runs.lr == rate))]
+    return {name: rows[~rows.run.isin(lost)] if "run" in rows else rows for name, rows in found.items()}
+
+
+def test_variants_of_one_cell_share_a_panel_of_the_map(tmp_path):
+    def value(variant, k, rate):
+        return {"cispo": 0.1, "kimi": 0.5}.get(variant, 0.6)
+
+    found = made.frames(value, variants=("pmd-mean", "grpo", "cispo", "kimi"))
+    made.write(tmp_path, **only(found, ("cispo", "kimi"), 8, 1e-3))
+    figure, table = figures.robustness_map(frames.load(tmp_path))
+    assert len(table) == 2 * (4 + 2) + 2
+    panels = {axis.get_title(loc="left") or axis.get_title(): axis for axis in figure.axes}
+    shared = panels["others, one cell"]
+    assert set(panels) - {""} == {"PMD-mean", "GRPO", "others, one cell"}
+    assert [text.get_text() for text in shared.get_yticklabels()] == ["CISPO", "Kimi K1.5"]
+    assert [text.get_text() for text in shared.get_xticklabels()] == ["K = 8, 1e−3"]
+    assert [text.get_text() for text in shared.texts] == ["10 ×", "50"]
+
+
+@pytest.mark.parametrize("alone", [("cispo",), ("pmd-mean", "grpo", "cispo", "kimi")])
+def test_one_such_variant_or_all_of_them_have_panels_of_their_own(tmp_path, alone):
+    found = made.frames(accuracy, variants=("pmd-mean", "grpo", "cispo", "kimi"))
+    made.write(tmp_path, **only(found, alone, 8, 1e-3))
+    figure, _ = figures.robustness_map(frames.load(tmp_path))
+    titles = [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes]
+    assert [title for title in titles if title] == ["PMD-mean", "GRPO", "CISPO", "Kimi K1.5"]
+
+
 def test_curves_are_those_of_the_best_rate_and_end_where_the_runs_do(evidence):
     _, table = figures.training_curves(evidence)
     rloo = table[(table.variant == "rloo") & (table.panel == "accuracy, test")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -157,6 +158,21 @@ def test_the_gpu_experiments_run_tiny_on_a_cpu_and_go_on(small, server):
     before = {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")}
     assert "2 of 2 runs" in preset.run("gpu", ["train"], root=small)[0]
     assert {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")} == before
+
+
+def test_complete_answers_of_the_gpu_experiments_have_100_to_400_tokens_and_room():
+    found, rng = values("gpu"), random.Random(0)
+    task = found["tasks"]["long"]
+    rooms = [found[name]["max_tokens"] for name in ("law", "finite", "train")]
+
+    def lengths(terms):  # a symbol is a token, and the end is one
+        made = [arithmetic.problem(rng, terms, task["digits"]) for _ in range(300)]
+        return [len(arithmetic.trace(rng, *one, task["digits"], faults=0.0)) + 1 for one in made]
+
+    trained, ood = ([n for terms in task[name] for n in lengths(terms)] for name in ("terms", "ood"))
+    assert sum(n >= 100 for n in trained) >= 0.95 * len(trained)
+    assert max(trained) <= min(rooms)
+    assert max(ood) <= found["evaluate"]["max_tokens"] <= 400
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")

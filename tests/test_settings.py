@@ -40,9 +40,16 @@ def test_the_committed_settings_and_every_preset_pass():
         ({"scale": {"x": {}}}, r"^scale\.x\.model: missing"),
         ({"train_bases": {"mine": True}}, r"^train_bases: got \{'mine': True\}, must be"),
         (
-            {"train_bases": {"own": True}, "law": COMMITTED["law"] | {"bases": [99]}},
+            {"train_bases": {"own": True}, "bases": "runs/x", "law": COMMITTED["law"] | {"bases": [99]}},
             r"^law\.bases: got 99, must be one of",
         ),
+        ({"train_bases": {"own": True}}, r"^bases: got 'bases', must be another folder than the committed one"),
+        ({"law": COMMITTED["law"] | {"prompts": 12}}, r"^law\.prompts: got 12, must be a multiple of .* = 8$"),
+        (
+            {"methods": COMMITTED["methods"] | {"pmd-tilted": {"tau_b": "a"}}},
+            r"^train\.tau_b: got 'a', must be a number",
+        ),
+        ({"methods": COMMITTED["methods"] | {"pmd-tilted": {"tau_b": 0}}}, r"^train\.tau_b: got 0.*, must be a number"),
         ({"preset": None}, r"^preset: got None, must be a string$"),
     ],
 )

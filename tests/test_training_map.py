@@ -28,6 +28,10 @@ def test_every_run_has_as_many_rollouts_updates_and_evaluations():
         assert c.prompts * c.group_size // c.minibatches == 64
         assert c.steps // c.eval_every == TRAIN["steps"] // TRAIN["eval_every"]
         assert c.probe <= c.minibatches
+    often = training_map.jobs(GRID | {"bases": [1]}, TRAIN | {"checkpoint_every": 5}, METHODS_GIVEN)
+    assert {(c.minibatches, c.steps // c.checkpoint_every) for c in (job.config for job in often)} == {
+        (k, 2) for k in (1, 8, 40)
+    }
 
 
 def test_the_committed_map_is_what_the_design_says():

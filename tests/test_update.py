@@ -28,7 +28,7 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     model, _ = load_policy(tiny_dir)
     rollouts = Rollouts([[3, 15], [4, 15]], [[[4, 1], [5, 6, 1]], [[7, 1], [1]]], torch.zeros(2, 2), 0.0)
     advantages = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
-    [batch], [later] = parts = [own_passes(rollouts, [[g]], None, advantages, "cpu") for g in (0, 1)]
+    [batch], [later] = parts = [own_passes(rollouts, [g], None, advantages, "cpu") for g in (0, 1)]
     forward, [old, other], entropy = update.freeze(config(), model, rollouts, parts)
     assert torch.equal(old, log_probs(model, batch.packed)[0].detach())
     torch.testing.assert_close(other, log_probs(model, later.packed)[0].detach(), atol=1e-6, rtol=0)
@@ -73,7 +73,7 @@ def test_a_minibatch_is_cut_at_the_budget_into_whole_responses():
 @pytest.mark.parametrize("budget", [1, 8, 12, 20, 40])
 def test_packed_microbatches_stay_within_the_budget_and_lose_nothing(budget):
     advantages = torch.arange(9.0).view(3, 3)
-    batches = own_passes(MIXED, [[0, 1, 2]], budget, advantages, "cpu")
+    batches = own_passes(MIXED, [0, 1, 2], budget, advantages, "cpu")
     for batch in batches:
         assert batch.packed.ids.shape[1] <= budget or len(batch.packed.lengths) == 1
     assert torch.cat([b.advantage for b in batches]).tolist() == list(range(9))
@@ -81,15 +81,21 @@ def test_packed_microbatches_stay_within_the_budget_and_lose_nothing(budget):
     assert torch.cat([b.packed.lengths for b in batches]).tolist() == [len(r) for g in MIXED.responses for r in g]
 
 
-def gradient(model, method: str, budget: int | None) -> tuple[dict, torch.Tensor]:
-    """What `_update` reports and the gradient it computed, away from θ_t, so that the clips bite."""
+def gradient(model, method: str, budget: int | None, weights: torch.Tensor | None = None) -> tuple[dict, torch.Tensor]:
+    """What `update` reports and the gradient it computed, away from θ_t, so that the clips bite.
+
+    weights: the importance weights of MIXED's responses, [9].
+    """
     run_config = config(method, microbatch_tokens=budget, grad_clip=1e9, clip_low=0.05, clip_high=0.05)
     advantages = OBJECTIVES[method].advantage(MIXED.rewards.double(), run_config.tau).float()
-    batches = own_passes(MIXED, [[0, 1, 2]], budget, advantages, "cpu")
+    batches = own_passes(MIXED, [0, 1, 2], budget, advantages, "cpu")
     noise = 0.2 * torch.randn(24, generator=torch.Generator().manual_seed(0))
     old = torch.cat([frozen_log_probs(model, batch.packed)[0] for batch in batches]) + noise
     known = old.split([len(batch.packed.target) for batch in batches])
-    triples = [(batch, before, None) for batch, before in zip(batches, known, strict=True)]
+    of_pass = [None] * len(batches)
+    if weights is not None:
+        of_pass = weights.split([len(batch.packed.lengths) for batch in batches])
+    triples = list(zip(batches, known, of_pass, strict=True))
     model = copy.deepcopy(model)
     done = update.update(run_config, 1, model, torch.optim.AdamW(model.parameters(), 1e-3), triples, (9, 24), [])
     return done, torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -107,6 +113,20 @@ def test_microbatches_have_the_gradient_of_the_minibatch(tiny, method):
         assert done["clip_fraction"] == whole["clip_fraction"]
     if "clip_low" in METHODS[method].uses:
         assert 0 < whole["clip_fraction"] < 1
+
+
+@pytest.mark.parametrize("method", sorted(OBJECTIVES))
+def test_an_importance_weight_multiplies_the_term_of_its_response(tiny, method):
+    """Losses and gradients with a weight of 1 for one response and 0 for the others add up to the unweighted ones."""
+    whole, expected = gradient(tiny[0], method, 8)
+    each = [gradient(tiny[0], method, 8, torch.eye(9)[i]) for i in range(9)]
+    assert sum(done["loss"] for done, _ in each) == pytest.approx(whole["loss"], rel=1e-5, abs=1e-7)
+    torch.testing.assert_close(
+        sum(found for _, found in each), expected, atol=1e-5 * expected.abs().max().item(), rtol=0
+    )
+    doubled, found = gradient(tiny[0], method, 8, torch.full((9,), 2.0))
+    assert doubled["loss"] == pytest.approx(2 * whole["loss"], rel=1e-5)
+    torch.testing.assert_close(found, 2 * expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 def test_no_value_is_read_before_the_last_pass_has_been_launched(tiny, monkeypatch):
@@ -158,7 +178,7 @@ def test_every_response_is_dealt_once_and_the_shares_are_balanced(lengths, ranks
 
 @given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 12, 40]))
 def test_all_ranks_make_the_same_number_of_passes_over_everything(lengths, ranks, budget):
-    rollouts, groups = made(lengths), split(list(range(len(lengths))), 2)
+    rollouts, groups = made(lengths), list(range(len(lengths)))
     dealt = [passes_of_rank(rollouts, groups, budget, rank, ranks) for rank in range(ranks)]
     assert len({len(own) for own in dealt}) == 1
     found = [(g, i) for own in dealt for part in own for g, chosen in part.items() for i in chosen]
@@ -200,7 +220,7 @@ def test_rollouts_survive_as_tensors():
 def test_importance_weights_are_ratios_of_sequences_cut_at_the_cap(tiny):
     """Against the definition; and a weight multiplies its response's whole term, before the mean."""
     model, capped = tiny[0], config(engine="vllm", importance_cap=1.5)
-    [batch] = own_passes(MIXED, [[0, 1, 2]], None, torch.ones(3, 3), "cpu")
+    [batch] = own_passes(MIXED, [0, 1, 2], None, torch.ones(3, 3), "cpu")
     before = frozen_log_probs(model, batch.packed)[0]
     noise = np.random.default_rng(0).normal(0, 0.3, len(before))
     theirs = iter((before.double().numpy() + noise).tolist())

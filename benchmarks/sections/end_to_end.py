@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from pmd.experiments.base_model import train_base
 from pmd.files import read_jsonl
+from pmd.harness.clock import PHASES
 from pmd.harness.config import train_config
 from pmd.model.settings import Base, read_bases
 from pmd.params import load
@@ -17,8 +18,6 @@ from pmd.problems.arithmetic import splits
 from pmd.sampling.torch_engine import TorchEngine
 from pmd.trainer.loop import train
 from sections.common import Context, Row, equal, fact, fresh, goal, seconds
-
-PHASES = ("rollout", "reward", "old", "update", "probe", "eval", "checkpoint")
 
 
 class Stopped(Exception):

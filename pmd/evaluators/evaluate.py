@@ -38,6 +38,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """Sample k answers of the policy in a model folder to each problem of every set, and score them.
 
+    config: such as `Evaluate(**load_params()["evaluate"])`.
     Each set is sampled from a seed of its own. Prompts that leave no room for a response in the model's context are
     left out, and a warning counts them. reward, trusted: as `pmd.train` takes them, in the verifier's place. Returns
     one row a response: the set's name in column `set`, then `pmd.sampling.scoring.COLUMNS`, of which `reward` is what

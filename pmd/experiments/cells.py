@@ -20,9 +20,8 @@ from pmd.model.threads import use_threads
 from pmd.processes import processes, workers
 from pmd.sampling.seeds import prompt_order
 
-CODE = [
-    ROOT / "pmd" / room for room in ("problems", "model", "sampling", "theory", "harness", "trainer", "experiments")
-]
+ROOMS = ("problems", "model", "sampling", "theory", "harness", "trainer", "experiments")
+CODE = [ROOT / "pmd" / "methods.py", *(ROOT / "pmd" / room for room in ROOMS)]
 """The code that the rows of a cell depend on."""
 
 Work = Callable[..., pd.DataFrame]

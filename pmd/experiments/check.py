@@ -16,7 +16,8 @@ from pmd import params
 from pmd.evaluators.evaluate import Evaluate
 from pmd.evaluators.intervals import t_interval
 from pmd.experiments import training_map
-from pmd.experiments.launch import run_one
+from pmd.experiments.evidence import same
+from pmd.experiments.launch import run_one, settings
 from pmd.files import ROOT, read_jsonl
 from pmd.processes import machine
 
@@ -37,8 +38,9 @@ def check(name: str, preset: str = "study", root: Path = ROOT) -> str:
     values = params.of_preset(preset, root)
     data, bases = root / values["data"], root / values["bases"]
     jobs = {job.name: job for job in training_map.jobs(values["grid"], values["train"], values["methods"], bases)}
-    params.require(name in jobs, "run", name, f"made by the settings of preset {preset}, which have changed")
     final = params.read(Evaluate, "evaluate", values["evaluate"])
+    known = name in jobs and same(runs.loc[name, "settings"], settings([jobs[name]], data, final)[name])
+    params.require(known, "run", name, f"made by the settings and data of preset {preset}, which have changed")
     with tempfile.TemporaryDirectory() as scratch:
         run_one(jobs[name], data, final, Path(scratch))
         again = {row["set"]: np.asarray(row["correct"]) for row in read_jsonl(Path(scratch) / "final.jsonl")}
@@ -63,6 +65,8 @@ def compared(name: str, runs: pd.DataFrame, ends: pd.DataFrame, again: dict[str,
         run: float(np.mean(np.concatenate([np.asarray(row.correct) for row in rows.itertuples()])) / k)
         for run, rows in ends[ends.run.isin(mates)].groupby("run")
     }
+    if len(cell) == 1:
+        raise ValueError(f"{name}: other answers on {cpu}, and the cell has no other run to compare with")
     found = float(np.mean(np.concatenate(list(again.values()))) / k)
     values = np.array(list(cell.values()))
     low, high = t_interval(values)[1:]

@@ -10,37 +10,36 @@ They are kept in the repository, the study's with them: its figures need no trai
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pmd.files import read_json, read_jsonl, write_frame
-from pmd.harness.config import Train
 
 RUN = ["run", "variant", "method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "base",
-       "seed", "cpu", "seconds", "tokens"]  # fmt: skip
-SETTINGS = ["method", "tau", "lr", "minibatches", "staleness", "prompts", "group_size", "steps", "seed"]
+       "seed", "cpu", "seconds", "tokens", "settings"]  # fmt: skip
 STEP = ["run", "step", "reward", "signal", "length", "truncated", "entropy", "grad_norm", "clip_fraction", "lambda",
         "kl", "chi2", "lambda_theory", "tokens", "seconds"]  # fmt: skip
 BASE = ["base", "set", "k", "correct", "majority"]
 EVAL = ["run", "step", "set", "k", "correct", "majority", "length", "truncated", "final"]
 
 
-def collect(names: list[str], out: Path, cpu: str) -> dict[str, pd.DataFrame]:
-    """{"runs", "steps", "evals"}: frames with the columns RUN, STEP and EVAL, of the finished runs
-    with these names below `out`.
+def collect(settings: dict[str, str], out: Path, cpu: str) -> dict[str, pd.DataFrame]:
+    """{"runs", "steps", "evals"}: frames with the columns RUN, STEP and EVAL, of finished runs below `out`.
 
-    cpu: the processor that they ran on. correct and majority hold a count and a 0 or 1 a problem.
+    settings: of `launch.settings`, by the names of the runs. cpu: the processor that they ran on. correct and majority
+    hold a count and a 0 or 1 a problem.
     """
     runs, steps, evals = [], [], []
-    for name in names:
+    for name, text in settings.items():
         folder = out / name
         seconds = {row["step"]: row["wall_s"] for row in read_jsonl(folder / "timing.jsonl")}
         log = [row | {"run": name, "seconds": seconds[row["step"]]} for row in read_jsonl(folder / "log.jsonl")]
         last = {"seconds": log[-1]["seconds"], "tokens": log[-1]["tokens"]}
-        runs.append({**read_json(folder / "run.json"), "run": name, "cpu": cpu, **last})
+        runs.append({**read_json(folder / "run.json"), "run": name, "cpu": cpu, "settings": text, **last})
         steps += log
         for kind in ("eval", "final"):
             evals += [
@@ -66,31 +65,37 @@ def of_bases(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"bases": _compact(rows[BASE].copy())}
 
 
-def joined(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:
-    """The frames with what `folder` holds of other runs in front of them."""
+def joined(frames: dict[str, pd.DataFrame], folder: Path, keep: Collection[str]) -> dict[str, pd.DataFrame]:
+    """The frames with what `folder` holds of the runs named in `keep` in front of them."""
     found = {}
     for name, frame in frames.items():
         if (folder / f"{name}.parquet").exists():
             known = pd.read_parquet(folder / f"{name}.parquet")
-            frame = pd.concat([known[~known["run"].isin(frame["run"])], frame], ignore_index=True)
+            frame = pd.concat([known[known["run"].isin(set(keep) - set(frame["run"]))], frame], ignore_index=True)
         found[name] = frame
     return found
 
 
-def known_runs(folder: Path, configs: dict[str, Train]) -> set[str]:
-    """The names of the runs in `folder` that had the settings which `configs`, by name, give them.
+def known_runs(folder: Path, settings: dict[str, str]) -> set[str]:
+    """The names of the runs in `folder` that have these settings (`launch.settings`).
 
-    A run of other settings under the same name, from before a preset was changed, is no known run.
+    A run of the same name from before a setting or the problems were changed is no known run. A setting that did not
+    exist when a run was made is taken to have been what it is now.
     """
     file = folder / "runs.parquet"
     if not file.exists():
         return set()
-    rows = pd.read_parquet(file, columns=["run", *SETTINGS]).to_dict("records")
-    return {row["run"] for row in rows if row["run"] in configs and _same(row, configs[row["run"]])}
+    rows = pd.read_parquet(file)
+    if "settings" not in rows:
+        raise ValueError(f"{file}: of another schema, it has no column settings")
+    pairs = rows[["run", "settings"]].itertuples(index=False)
+    return {run for run, was in pairs if run in settings and same(was, settings[run])}
 
 
-def _same(row: dict[str, Any], config: Train) -> bool:
-    return all(row[key] == getattr(config, key) for key in SETTINGS)
+def same(was: str, wanted: str) -> bool:
+    """Do two settings agree in everything that both name?"""
+    old, new = json.loads(was), json.loads(wanted)
+    return all(old[key] == new[key] for key in old.keys() & new.keys())
 
 
 def write(frames: dict[str, pd.DataFrame], folder: Path) -> None:

@@ -8,10 +8,12 @@ The process that launches the runs loads no torch, which takes seconds; its work
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from pmd.evaluators.evaluate import Evaluate, evaluate
 from pmd.files import fingerprint, write_jsonl
 from pmd.harness.config import Train, identity
 from pmd.harness.progress import show
-from pmd.harness.run_folder import difference
+from pmd.harness.run_folder import ADJUSTABLE, difference
 from pmd.problems.reader import read_problems
 from pmd.processes import processes, workers
 from pmd.scale.engines import engine_for
@@ -42,30 +44,35 @@ class Job:
     tags: dict[str, Any] = field(default_factory=dict)
 
 
-def run_all(jobs: list[Job], data: Path, final: Evaluate, out: Path, seconds: float = math.inf) -> list[Job]:
+def run_all(
+    jobs: list[Job], data: Path, final: Evaluate, out: Path, seconds: float = math.inf, keep: Collection[str] = ()
+) -> list[Job]:
     """Train every job from its base model on data/rl.jsonl, below `out`; what other runs left there is removed.
 
+    keep: names of runs whose folders stay all the same, if they are there.
+
     While it trains, a run is evaluated on the first `eval_prompts` problems of each set that `final` names; at its end
-    on all of them, as `final` says, which is its final.jsonl. The first run that fails stops the others and its error
-    is raised; finished steps are kept for the next call. After so many `seconds` no further run begins. Returns the
-    jobs that are finished. ValueError or FileNotFoundError before any run if a problem set is missing or empty.
+    on all of them, as `final` says, which is its final.jsonl. After the first run that fails no other begins, and its
+    error is raised once those under way have ended; what was done is kept for the next call. After so many `seconds` no
+    further run begins. Returns the jobs that are finished. ValueError or FileNotFoundError before any run if a problem
+    set is missing or empty.
     """
     for name in ("rl", *final.sets):
         read_problems(data / f"{name}.jsonl", 1)
     jobs = [identified(job, data, final) for job in jobs]
-    keep = {out / job.name: identity(job.config, job.tags) for job in jobs}
-    for folder in [path.parent for path in out.rglob("run.json")]:
-        if folder not in keep or difference(folder, keep[folder]):
+    wanted = {out / job.name: identity(job.config, job.tags) for job in jobs}
+    for folder in {path.parent for path in out.rglob("run.json")} - {out / name for name in keep}:
+        if folder not in wanted or difference(folder, wanted[folder]):
             shutil.rmtree(folder)
     todo = [job for job in jobs if not _finished(job, out)]
     if todo:
         first = todo[0].config
-        with processes(min(len(todo), workers(first.threads, first.device)), first.device) as pool:
-            futures = [pool.submit(run_one, job, data, final, out / job.name) for job in todo]
-            _follow(futures, todo, out, time.monotonic() + seconds)
-            for future in futures:
-                if not future.cancelled():
-                    future.result()
+        count = min(len(todo), workers(first.threads, first.device))
+        with processes(count, first.device) as pool:
+            _follow(
+                lambda job: pool.submit(run_one, job, data, final, out / job.name),
+                *(todo, count, out, time.monotonic() + seconds),
+            )
     return [job for job in jobs if _finished(job, out)]
 
 
@@ -75,8 +82,25 @@ def _finished(job: Job, out: Path) -> bool:
 
 def identified(job: Job, data: Path, final: Evaluate) -> Job:
     """The job with everything among its tags that its result depends on, so that its folder can be told from others."""
-    mark = fingerprint(job.base / "model.safetensors", data)
-    return replace(job, tags={**job.tags, "final": final.model_dump(), "fingerprint": mark})
+    content = fingerprint(job.base / "model.safetensors", data)
+    return replace(job, tags={**job.tags, "final": final.model_dump(), "fingerprint": content})
+
+
+def settings(jobs: list[Job], data: Path, final: Evaluate) -> dict[str, str]:
+    """By run, the JSON of all that its rows depend on besides code: settings, base model, problems and evaluation.
+
+    Left out is what changes only rounding, such as the number of threads (`run_folder.ADJUSTABLE`); how often a run is
+    evaluated counts, since rows say it.
+    """
+    free, sets = set(ADJUSTABLE) - {"eval_every"}, [data / f"{name}.jsonl" for name in ("rl", *final.sets)]
+    bases = {job.base for job in jobs}
+    content = {base: fingerprint(base / "model.safetensors", *sets, code=False) for base in bases}
+    found = {}
+    for job in jobs:
+        tags = {f"evaluate.{key}": value for key, value in final.model_dump().items()}
+        whole = identity(job.config, job.tags | tags | {"content": content[job.base]})
+        found[job.name] = json.dumps({key: value for key, value in whole.items() if key not in free})
+    return found
 
 
 def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
@@ -93,22 +117,23 @@ def run_one(job: Job, data: Path, final: Evaluate, out: Path) -> None:
     write_jsonl(out / "final.jsonl", rows)
 
 
-def _follow(futures: list[Future], jobs: list[Job], out: Path, until: float) -> None:
-    """Show the progress of all runs together until all are done or one fails; at `until` cancel what has not begun."""
-    with progress_bar(
-        total=sum(job.config.steps for job in jobs), desc=f"{len(jobs)} runs", unit="step", mininterval=5
-    ) as bar:
-        pending: set[Future] = set(futures)
-        while pending and not any(_failed(future) for future in futures):
-            left = until - time.monotonic()
-            if left <= 0:
-                pending = {future for future in pending if not future.cancel()}
-            _, pending = wait(pending, timeout=left if 0 < left < POLL else POLL, return_when=FIRST_EXCEPTION)
-            show(bar, [(out / job.name, job.config.steps) for job in jobs])
+def _follow(begin: Callable[[Job], Future], jobs: list[Job], count: int, out: Path, until: float) -> None:
+    """Keep `count` runs under way until all are done or one fails, and show their progress; at `until` begin no more.
 
-
-def _failed(future: Future) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is not None
+    The pool gets no more runs than it works on, for what it holds it would begin even after a failure.
+    """
+    waiting, pending = list(jobs), set()
+    folders, total = [(out / job.name, job.config.steps) for job in jobs], sum(job.config.steps for job in jobs)
+    with progress_bar(total=total, desc=f"{len(jobs)} runs", unit="step", mininterval=5) as bar:
+        while True:
+            while waiting and len(pending) < count and time.monotonic() < until:
+                pending.add(begin(waiting.pop(0)))
+            show(bar, folders)
+            if not pending:
+                return
+            done, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
 
 
 def evaluate_bases(models: dict[int, Path], data: Path, final: Evaluate) -> pd.DataFrame:

@@ -92,10 +92,12 @@ def _part(part: str, values: dict[str, Any], data: Path, bases: Path, out: Path,
         bases_of_grid = {number: base_folder(number, bases) for number in values["grid"]["bases"]}
         evidence.write(evidence.of_bases(launch.evaluate_bases(bases_of_grid, data, final)), results)
         jobs = training_map.jobs(values["grid"], values["train"], values["methods"], bases)
-        known = evidence.known_runs(results, {job.name: job.config for job in jobs})
+        settings = launch.settings(jobs, data, final)
+        known = evidence.known_runs(results, settings)
         todo = [job for job in jobs if job.name not in known]
-        if done := launch.run_all(todo, data, final, out / "train", until - time.monotonic()):
-            frames = evidence.collect([job.name for job in done], out / "train", machine()["cpu"])
-            evidence.write(evidence.joined(frames, results), results)
+        if done := launch.run_all(todo, data, final, out / "train", until - time.monotonic(), known):
+            made = {job.name: settings[job.name] for job in done}
+            frames = evidence.collect(made, out / "train", machine()["cpu"])
+            evidence.write(evidence.joined(frames, results, known), results)
         return f"train: {len(known) + len(done)} of {len(jobs)} runs, {time.perf_counter() - began:.0f} s, {results}"
     return f"{part}: {time.perf_counter() - began:.0f} s, {results}"

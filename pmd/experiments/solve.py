@@ -20,7 +20,7 @@ from pmd.problems.prompts import encode
 from pmd.sampling.engine import Sampling
 from pmd.sampling.scoring import ends_of
 from pmd.sampling.torch_engine import TorchEngine
-from pmd.trainer.objectives import Hyper, Minibatch, regression
+from pmd.trainer.objectives import Hyper, Minibatch, per_response, regression
 from pmd.trainer.rollouts import Rollouts, judge
 
 
@@ -106,4 +106,4 @@ def log_ratios(model: PreTrainedModel, frozen: Frozen) -> Tensor:
     packed, before = frozen.packed, frozen.log_p
     new, _ = frozen_log_probs(model, packed, entropy=False)
     change = (new - before).double()
-    return Minibatch(change, change, packed.sequence, packed.lengths, 1).s[frozen.which].cpu()
+    return per_response(change, packed.lengths)[frozen.which].cpu()

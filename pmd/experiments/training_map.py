@@ -56,7 +56,8 @@ def changes(regime: Regime, train: dict[str, Any]) -> dict[str, Any]:
     """The settings of the `train` namespace that a regime changes.
 
     A batch is split into K minibatches of as many prompts as before, and the whole run has as many rollouts and
-    optimizer steps as before, so that a larger K means larger and rarer batches. It is evaluated as often as before.
+    optimizer steps as before, so that a larger K means larger and rarer batches. It is evaluated and saved as often as
+    before, if the numbers of steps divide; `warmup` and `staleness` count steps, whatever their size.
     ValueError if the budget cannot be kept exactly.
     """
     updates, k = train["steps"] * train["minibatches"], regime.minibatches
@@ -69,7 +70,7 @@ def changes(regime: Regime, train: dict[str, Any]) -> dict[str, Any]:
         "prompts": train["prompts"] // train["minibatches"] * k,
         "steps": steps,
         "eval_every": steps // times,
-        "checkpoint_every": steps,
+        "checkpoint_every": max(1, train["checkpoint_every"] * steps // train["steps"]),
         "probe": min(train["probe"], k),
         "staleness": regime.staleness,
     }

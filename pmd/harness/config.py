@@ -26,7 +26,7 @@ class Train(Settings):
     # --- the batch of a step ---
     prompts: int = Field(ge=1)  # prompts of a step
     group_size: int = Field(ge=2)  # [n] responses to each prompt; a baseline needs at least two
-    minibatches: int = Field(ge=1)  # [K] optimizer steps on a batch, each on as many whole groups as the others
+    minibatches: int = Field(ge=1)  # [K] optimizer steps on a batch, on parts of whole groups
     max_tokens: int = Field(ge=1)  # the longest response
     temperature: float = Field(gt=0)  # of the rollouts; their top-p is 1, since log-ratios need the whole support
     staleness: int = Field(ge=0)  # how many steps before it is trained on a batch is sampled
@@ -35,7 +35,7 @@ class Train(Settings):
 
     # --- the loss and the optimizer (AdamW) ---
     tau: float = Field(gt=0)  # [τ] the regularisation, for rewards in {0, 1}: with {−1, 1} it would be twice as large
-    tau_b: Annotated[float, must(bool, "a number other than 0")] | None = None  # [τ_b] of pmd-tilted's baseline
+    tau_b: Annotated[float | None, must(lambda x: x != 0, "a number other than 0")] = None  # [τ_b] of pmd-tilted
     clip_low: float = Field(ge=0, le=1)  # ratios are clipped below 1 − clip_low
     clip_high: float = Field(ge=0)  # and above 1 + clip_high
     normalise: Literal["length", "constant"]  # divide a response's term by its length, or by max_tokens
@@ -58,7 +58,7 @@ class Train(Settings):
     # --- the machine ---
     device: Device  # cpu, cuda, cuda:1, …
     dtype: Annotated[str, one_of(DTYPES)]  # of the products in a pass; weights and optimizer stay float32
-    microbatch_tokens: int | None = Field(ge=1)  # packed tokens of one forward pass; null: a minibatch in one pass
+    microbatch_tokens: int | None = Field(ge=1)  # packed tokens of one forward pass; null: a minibatch in one
     checkpoint_activations: bool  # keep the layers' inputs alone for the backward pass and compute the rest again
     compile: bool  # let torch.compile fuse parts of the layers; on a CPU that takes a C++ compiler
     engine: Annotated[str, one_of(ENGINES)]  # what samples

@@ -98,15 +98,12 @@ def fill_passes(batch: Batch, pairs: list[tuple[int, int]], budget: int | None) 
     return found
 
 
-def passes_of_rank(
-    batch: Batch, minibatches: list[list[int]], budget: int | None, rank: int, ranks: int
-) -> list[Chosen]:
-    """One rank's passes over its shares of these minibatches, each a list of groups.
+def passes_of_rank(batch: Batch, groups: list[int], budget: int | None, rank: int, ranks: int) -> list[Chosen]:
+    """One rank's passes over its share of these groups, a minibatch.
 
     A pass of a sharded policy is a collective, so idle passes follow until there are as many as the busiest rank's.
     """
-    shares = [share_by_rank(batch, groups, ranks) for groups in minibatches]
-    found = [fill_passes(batch, [pair for share in shares for pair in share[r]], budget) for r in range(ranks)]
+    found = [fill_passes(batch, share, budget) for share in share_by_rank(batch, groups, ranks)]
     return found[rank] + [{}] * (max(map(len, found)) - len(found[rank]))
 
 
@@ -122,9 +119,8 @@ def make_pass(batch: Batch, chosen: Chosen, advantages: Tensor, device: str | to
 
 
 def own_passes(
-    batch: Batch, minibatches: list[list[int]], budget: int | None, advantages: Tensor, device: str | torch.device
+    batch: Batch, groups: list[int], budget: int | None, advantages: Tensor, device: str | torch.device
 ) -> list[Pass]:
-    """This rank's passes over its shares of these minibatches, packed on the device; advantages: [G, n]."""
-    return [
-        make_pass(batch, chosen, advantages, device) for chosen in passes_of_rank(batch, minibatches, budget, *world())
-    ]
+    """This rank's passes over its share of these groups, packed on the device; advantages: [G, n]."""
+    chosen = passes_of_rank(batch, groups, budget, *world())
+    return [make_pass(batch, one, advantages, device) for one in chosen]

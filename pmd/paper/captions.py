@@ -38,7 +38,7 @@ CAPTIONS = {
     "Bars: 95 % intervals over base models.",
     "F8": "The robustness map. Final accuracy over learning rate and K, the number of updates made from one batch of "
     "rollouts. White is the accuracy of the base models, × marks a cell that lost more than half of it, – was not "
-    "run.",
+    "run. Variants that were trained in one cell alone share a panel.",
     "F1": "Theory. The policy ratio ρ of PMD-mean's update against the scaled advantage, for several λ; λ = 0 is the "
     "exact step of mirror descent.",
     "F2": "Theory, rewards 0 and 1. λ and the ratios of successes and failures against the success probability p.",

@@ -155,7 +155,7 @@ def table(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFram
                 "p": p,
                 "bases": answer.bases,
                 "runs": answer.runs,
-                "reason": answer.reason + _lost(_asked(claim, effect), p, judged),
+                "reason": answer.reason + _lost(claim, answer, p),
                 "metric": claim.metric,
             }
         )
@@ -184,9 +184,10 @@ def _in_margins(claim: Claim, effect: Effect, only: str | None) -> Interval:
     return Interval(scaled[0], min(scaled[1:]), max(scaled[1:]))
 
 
-def _lost(asked: float, corrected: float, judged: str) -> str:
+def _lost(claim: Claim, answer: Answer, corrected: float) -> str:
     """What to add to a reason where only the correction for the other rows left the row undecided."""
-    if not (judged == UNDECIDED and asked < LEVEL <= corrected):
+    asked = _asked(claim, answer.effect)
+    if not (verdict(claim, answer, corrected) == UNDECIDED != verdict(claim, answer, asked)):
         return ""
     return f"; p = {asked:.2g} alone, {corrected:.2g} with Holm's correction for all rows"
 

@@ -14,6 +14,8 @@ import pandas as pd
 from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
 
 from pmd.evaluators.intervals import t_interval
 from pmd.paper import style
@@ -151,40 +153,70 @@ def robustness_map(evidence: Evidence) -> tuple[Figure, pd.DataFrame]:
     """F8: the final accuracy on test and ood over learning rate and K, a panel a variant.
 
     The scale's neutral point is the accuracy of the base models; cells below half of it are marked as collapsed. What
-    was not run is grey and says so with a dash. Plotted data: those of `cells`.
+    was not run is grey and says so with a dash. Variants that were trained in the same cell alone share the last panel.
+    Plotted data: those of `cells`.
     """
     table = cells(evidence)
-    names, base = ordered(table.variant), float(table.base.mean())
-    columns = min(5 if len(names) == 5 else 4, len(names))
-    figure = _figure(1.45 * -(-len(names) // columns) + 0.5)
-    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False, sharey=True).ravel()
+    base, alone = float(table.base.mean()), _alone(table)
+    names = [name for name in ordered(table.variant) if name not in alone]
+    panels = len(names) + bool(alone)
+    columns = min(5 if panels == 5 else 3 if panels == 6 else 4, panels)
+    figure = _figure(1.45 * -(-panels // columns) + 0.5)
+    axes = figure.subplots(-(-panels // columns), columns, squeeze=False).ravel()
     span = max(abs(table.accuracy - base).max(), 0.05)
-    scale, ramp = colors.TwoSlopeNorm(base, base - span, base + span), style.diverging()
+    look = {"cmap": style.diverging(), "norm": colors.TwoSlopeNorm(base, base - span, base + span), "aspect": "auto"}
+    narrow = columns * table.lr.nunique() > 15
     rates, regimes = sorted(set(table.lr)), sorted(set(zip(table.minibatches, table.staleness, strict=True)))
-    mark = "\n×" if len(rates) > 3 else " ×"  # narrow cells have room below the number alone
-    for axis, name in zip(axes, names, strict=False):
+    for i, (axis, name) in enumerate(zip(axes, names, strict=False)):
         mine = table[table.variant == name].pivot(index=["minibatches", "staleness"], columns="lr", values="accuracy")
         mine = mine.reindex(index=pd.MultiIndex.from_tuples(regimes), columns=rates)
-        image = axis.imshow(np.ma.masked_invalid(mine.to_numpy(dtype=float)), cmap=ramp, norm=scale, aspect="auto")
-        axis.set_facecolor(style.COLOURS["light"])
-        for (i, j), value in np.ndenumerate(mine.to_numpy(dtype=float)):
-            if not np.isfinite(value):
-                axis.text(j, i, "–", ha="center", va="center", fontsize=7, color=style.COLOURS["grey"])
-            else:
-                dark = abs(value - base) > 0.8 * span
-                text = f"{100 * value:.0f}" + (mark if value < COLLAPSED * base else "")
-                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        rows = [regime(*row) for row in regimes] if i % columns == 0 else []
+        image = _cells_of(axis, mine.to_numpy(dtype=float), look, rows, [_power(rate) for rate in rates], narrow)
         axis.set_title(style.label_of(name), fontsize=7.5)
-        axis.set_xticks(range(len(rates)), [_power(rate) for rate in rates], fontsize=6)
-        axis.tick_params("x", rotation=90 if len(rates) > 3 else 0)
-        axis.set_yticks(range(len(regimes)), [regime(*row) for row in regimes], fontsize=6)
-        axis.grid(False)
-    for axis in axes[len(names) :]:
+    if alone:
+        mine, axis = table.set_index("variant").loc[alone], axes[len(names)]
+        where = f"{regime(mine.minibatches.iloc[0], mine.staleness.iloc[0])}, {_power(mine.lr.iloc[0])}"
+        _cells_of(axis, mine[["accuracy"]].to_numpy(), look, [style.label_of(name) for name in alone], [where])
+        axis.set_title("others, one cell", fontsize=7.5)
+    for axis in axes[panels:]:
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, format=ticker.PercentFormatter(1, 0))
     bar.set_label("final accuracy\n(white: base models)", fontsize=7)
     figure.supxlabel("learning rate  (× collapsed, – not run)", fontsize=7)
     return figure, table
+
+
+def _alone(table: pd.DataFrame) -> list[str]:
+    """The variants that were trained in one cell, the same for all, if the others have more and these are several."""
+    counts = table.groupby("variant").size()
+    single = table[table.variant.isin(counts.index[counts == 1])]
+    shared = single.groupby(["minibatches", "staleness", "lr"]).variant.apply(ordered)
+    most = max(shared, key=len, default=[])
+    return most if 1 < len(most) < len(counts) else []
+
+
+def _cells_of(
+    axis: Axes, values: NDArray[np.float64], look: dict, rows: list[str], columns: list[str], narrow: bool = False
+) -> AxesImage:
+    """One panel of the map: values [regimes, rates], NaN where nothing was run. rows: no labels if empty.
+
+    narrow: the cells have room for their mark below the number alone.
+    """
+    norm = look["norm"]
+    image = axis.imshow(np.ma.masked_invalid(values), **look)
+    axis.set_facecolor(style.COLOURS["light"])
+    mark = "\n×" if narrow else " ×"
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isfinite(value):
+            axis.text(j, i, "–", ha="center", va="center", fontsize=7, color=style.COLOURS["grey"])
+            continue
+        dark = abs(value - norm.vcenter) > 0.8 * (norm.vmax - norm.vcenter)
+        text = f"{100 * value:.0f}" + (mark if value < COLLAPSED * norm.vcenter else "")
+        axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axis.set_xticks(range(len(columns)), columns, fontsize=6, rotation=90 if len(columns) > 3 else 0)
+    axis.set_yticks(range(len(values)), rows or [""] * len(values), fontsize=6)
+    axis.grid(False)
+    return image
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:

@@ -110,12 +110,14 @@ def final(evidence: Evidence, sets: Iterable[str] = SETS) -> pd.DataFrame:
 def chosen(evidence: Evidence) -> pd.DataFrame:
     """The learning rate of each variant under each regime that has the best final accuracy on `val`, mean over runs.
 
-    Columns variant, minibatches, staleness, lr and val; of equally good rates the smaller.
+    Columns variant, minibatches, staleness, lr and val; of equally good rates the smaller. A rate that has runs from
+    fewer base models than another, because a map was stopped, is not chosen: the base models differ more than rates.
     """
     keys = ["variant", "minibatches", "staleness"]
-    means = final(evidence, ["val"]).groupby([*keys, "lr"], as_index=False).accuracy.mean().sort_values("lr")
-    best = means.loc[means.groupby(keys).accuracy.idxmax()]
-    return best.rename(columns={"accuracy": "val"}).reset_index(drop=True)
+    cells = final(evidence, ["val"]).groupby([*keys, "lr"])
+    means = cells.agg(val=("accuracy", "mean"), bases=("base", "nunique")).reset_index().sort_values("lr")
+    whole = means[means.bases == means.groupby(keys).bases.transform("max")]
+    return whole.loc[whole.groupby(keys).val.idxmax(), [*keys, "lr", "val"]].reset_index(drop=True)
 
 
 def compared(best: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:

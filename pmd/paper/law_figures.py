@@ -57,6 +57,8 @@ def law(frame: pd.DataFrame, normalise: str = "constant") -> tuple[Figure, pd.Da
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title)
     axes[0, 0].legend(loc="lower left", handletextpad=0.4)
+    low, high = axes[0, 2].get_ylim()
+    axes[0, 2].set_ylim(low * (low / high) ** 0.35)  # room for the legend below the curves
     axes[0, 2].legend(loc="lower left", ncols=1, handlelength=2.2)
     return figure, pd.concat(plotted, ignore_index=True)
 

@@ -184,6 +184,8 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
         target = start + SHARE * (end - start)
         took = [_to_target(part[part.base == base], target, "seconds") for part in (mine, rival)]
         used = [_to_target(part[part.base == base], target, "tokens")[0] for part in (mine, rival)]
+        if not all(used):
+            return missing(f"on-policy GRPO gains so little from base model {base} that runs begin at the target")
         if len({*mine[mine.base == base].cpu, *rival[rival.base == base].cpu}) > 1:
             return missing("the runs were made on different processors")
         missed += [some for _, some in took]
@@ -222,7 +224,7 @@ def _to_target(rows: pd.DataFrame, target: float, cost: str) -> tuple[float, boo
     """(mean seconds or tokens of the runs to the target, all it has for a run that misses it; whether one does)."""
     found = [(time_to(curve, target, cost), curve[cost].max()) for _, curve in rows.groupby("run")]
     costs = [whole if np.isnan(part) else part for part, whole in found]
-    return max(float(np.mean(costs)), 1e-3), any(np.isnan(part) for part, _ in found)
+    return float(np.mean(costs)), any(np.isnan(part) for part, _ in found)
 
 
 # --- (d), (e): finite samples and the law ---------------------------------------------------------------------------

@@ -44,9 +44,9 @@ def claims_table(rows: pd.DataFrame) -> Table:
         "sampled answers to problems of the lengths trained on (test) and to longer ones (ood).",
         "The rows and their rule were written down before the runs. What came later, docs/experiments.md says: the "
         "check for too few base models, and the number of prompts in the default run's law. Intervals are 95 %, over "
-        "base models (whose means contain their seeds) and problems, by Student's t; T1-details has margins and "
-        "p-values. Equivalence is tested at 5 % on each side, which is a 90 % interval, so that a 95 % interval may "
-        "reach a little beyond the margin.",
+        "base models (whose means contain their seeds) and, in (a) and (b), problems, by Student's t; T1-details has "
+        "margins and p-values. Equivalence is tested at 5 % on each side, which is a 90 % interval, so that a 95 % "
+        "interval may reach a little beyond the margin.",
         "Too few base models to rely on it: if base models alone are counted, and not problems, the row has another "
         "verdict (docs/experiments.md, the last section).",
         *(["GPU: another model and longer responses (presets/gpu.yaml); corrected by itself."] if gpu else []),
@@ -62,7 +62,7 @@ def claims_details(rows: pd.DataFrame) -> Table:
             "metric": row["metric"],
             "margin": row["margin"],
             "unit": row["unit"],
-            "p (Holm)": row["p"],
+            "p (Holm)": None if row["only"] == "none" else row["p"],
             "base models": row["bases"],
             "runs": row["runs"],
         }

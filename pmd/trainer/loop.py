@@ -67,7 +67,7 @@ def train(
 
     Returns result.json's content: last_step, best_step, val_last and val_best: accuracies in [0, 1], with a reward of
     your own its means. A run that stopped goes on from its last checkpoint and ends with the bits it would have had, on
-    as many ranks, also with other settings of run_folder.ADJUSTABLE and with more steps. ValueError in one line before
+    as many ranks; more steps and other settings of run_folder.ADJUSTABLE are allowed. ValueError in one line before
     any work if problems are missing, the reward cannot be called, `out` holds another run (by settings, tags, problems,
     model or reward) or ranks differ; FloatingPointError at a loss that is not finite.
     """

@@ -13,7 +13,7 @@ from pmd.model.distributed import gather, total
 from pmd.model.forward import frozen_log_probs
 from pmd.sampling.engine import Engine
 from pmd.theory.population import predicted_lambda
-from pmd.trainer.objectives import OBJECTIVES, Minibatch, group_mean, leave_one_out_mean, moved
+from pmd.trainer.objectives import OBJECTIVES, group_mean, leave_one_out_mean, moved, per_response
 from pmd.trainer.rollouts import Rollouts
 
 
@@ -25,21 +25,17 @@ def policy_change(config: Train, model: PreTrainedModel, passes: list[Pass], old
     own = []
     for one, before in zip(passes, old, strict=True):
         after, _ = frozen_log_probs(model, one.packed, config.temperature, entropy=False)
-        s = sequence_log_ratio(one, after - before).double()
+        s = per_response(after - before, one.packed.lengths).double()
         own.append(s[:0] if one.idle else s)
     return moved(torch.cat(gather(torch.cat(own).cpu())))
-
-
-def sequence_log_ratio(one: Pass, log_ratio: Tensor) -> Tensor:
-    """s = Σ_t of token log-ratios [M] over each response of a pass: [S]."""
-    return Minibatch(log_ratio, log_ratio, one.packed.sequence, one.packed.lengths, 1).s
 
 
 def predicted(config: Train, rewards: Tensor) -> dict:
     """What the population update of PMD-mean predicts for groups with these rewards [G, n]: their mean λ, KL and χ².
 
     It applies to a method whose baseline is a mean and that reads τ. The leave-one-out baseline stretches advantages by
-    n/(n − 1), which is the group's mean at τ (n − 1)/n. For any other method the values are None.
+    n/(n − 1), which is the group's mean at τ (n − 1)/n. For any other method the values are None. Constant
+    normalisation is assumed; where terms are divided by lengths, −mean(s) differs a little (pmd/theory/weighted.py).
     """
     n = config.group_size
     objective = OBJECTIVES[config.method]

@@ -56,6 +56,11 @@ def group_standardised(rewards: Tensor, tau: float) -> Tensor:
     return group_mean(rewards, tau) / (rewards.std(1, keepdim=True) + 1e-6)
 
 
+def per_response(x: Tensor, lengths: Tensor) -> Tensor:
+    """The sum of a per-token quantity [M] over each response of `lengths` [S]: [S]. Its order is fixed, on CUDA too."""
+    return torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True)
+
+
 # --- losses --------------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +83,6 @@ class Minibatch:
     whole: tuple[int, int] | None = None
     weight: Tensor | None = None
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum of a per-token quantity [M] over each response: [S]. Its order is fixed, on CUDA too."""
-        return torch.segment_reduce(x, "sum", lengths=self.lengths, unsafe=True)
-
     def response_mean(self, x: Tensor) -> Tensor:
         """The mean of a quantity [S] over the responses of the whole minibatch, or what this pass adds to it."""
         weighed = x if self.weight is None else self.weight * x
@@ -95,7 +96,7 @@ class Minibatch:
     @property
     def s(self) -> Tensor:
         """The sequence log-ratio s = Σ_t (log π_θ − log π_t): [S]."""
-        return self.sum(self.log_ratio)
+        return per_response(self.log_ratio, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Hyper:
 
 
 Loss = Callable[[Minibatch, Hyper], tuple[Tensor, Tensor | None]]
-"""(minibatch, hyper) -> (scalar loss, the terms whose gradient the clip removed: bool [S] or [M], or None).
+"""(minibatch, hyper) -> (scalar loss, the terms that the clip changed: bool [S] or [M], or None without a clip).
 
 The losses of all passes over a minibatch add up to its own, and so do their gradients.
 """
@@ -159,7 +160,7 @@ def token_unclipped(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, None]:
 def token_clip_constant(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:
     """Dr. GRPO: GRPO's term summed over a response and divided by a constant, so length is not rewarded."""
     term, active = clipped(batch.log_ratio.exp(), batch.advantage[batch.sequence], hyper)
-    return -batch.response_mean(batch.sum(term) / batch.max_tokens), active
+    return -batch.response_mean(per_response(term, batch.lengths) / batch.max_tokens), active
 
 
 def sequence_clip(batch: Minibatch, hyper: Hyper) -> tuple[Tensor, Tensor]:

@@ -44,9 +44,9 @@ def batch_of_step(
 def old_log_probs(config: Train, model: PreTrainedModel, rollouts: Rollouts) -> tuple[list[list[Tensor]], float]:
     """log π of every response's tokens by the present policy, [group][response] -> [tokens], and its mean entropy.
 
-    Each rank makes the forward passes of its share; every rank gets the values of all responses, on the CPU.
+    Each rank makes the passes of its share of the batch, one without a bound; every rank gets all values, on the CPU.
     """
-    everything = [list(range(len(rollouts.prompts)))]
+    everything = list(range(len(rollouts.prompts)))
     passes = own_passes(rollouts, everything, config.microbatch_tokens, rollouts.rewards, model.device)
     read = [(one, *frozen_log_probs(model, one.packed, config.temperature)) for one in passes]
     own: dict[tuple[int, int], Tensor] = {}

@@ -22,7 +22,7 @@ from pmd.model.distributed import total, world
 from pmd.model.forward import frozen_log_probs, log_probs
 from pmd.model.sharding import sharded
 from pmd.trainer import measurements
-from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, keep_groups
+from pmd.trainer.objectives import OBJECTIVES, Hyper, Minibatch, keep_groups, per_response
 from pmd.trainer.rollouts import Rollouts
 
 
@@ -43,7 +43,7 @@ def learn(
     minibatches = split(kept, config.minibatches)
     with clock.phase("old"):
         by_minibatch = [
-            own_passes(rollouts, [groups], config.microbatch_tokens, advantages, model.device) for groups in minibatches
+            own_passes(rollouts, groups, config.microbatch_tokens, advantages, model.device) for groups in minibatches
         ]
         passes = [one for own in by_minibatch for one in own]
         first, old, entropy = freeze(config, model, rollouts, by_minibatch)
@@ -127,6 +127,7 @@ def update(
             flags += [] if clipped is None else [clipped.float()]
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip, foreach=True)
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    # np.cumsum adds one after another on every Python, where the built-in sum compensates from 3.12 on
     loss_sum = float(np.cumsum([0.0, *(loss.item() for loss in losses)])[-1])
     loss_sum, clips, terms = total([loss_sum, sum(x.sum().item() for x in flags), sum(map(len, flags))])
     if not (math.isfinite(loss_sum) and math.isfinite(norm)):
@@ -147,5 +148,5 @@ def importance(config: Train, rollouts: Rollouts, one: Pass, before: Tensor) -> 
     if config.importance_cap is None or one.idle:
         return None
     theirs = torch.tensor([x for g, i in one.pairs for x in rollouts.sampled[g][i]], dtype=torch.float64)
-    ratio = measurements.sequence_log_ratio(one, before.double() - theirs.to(before.device)).exp()
+    ratio = per_response(before.double() - theirs.to(before.device), one.packed.lengths).exp()
     return ratio.clamp(max=config.importance_cap).to(one.advantage)
