@@ -156,7 +156,10 @@ def test_the_gpu_experiments_run_tiny_on_a_cpu_and_go_on(small, server):
     assert set(frames["law"]["base"]) == set(frames["finite"]["base"]) == set(frames["runs"]["base"]) == {1, 2}
     assert frames["evals"].query("final")["set"].tolist() == ["val", "test", "ood"] * 2
     before = {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")}
+    policies = set((small / "runs" / "gpu" / "train").rglob("last/model.safetensors"))
     assert "2 of 2 runs" in preset.run("gpu", ["train"], root=small)[0]
+    assert set((small / "runs" / "gpu" / "train").rglob("last/model.safetensors")) == policies
+    assert len(policies) == 2
     assert {path: path.stat().st_mtime_ns for path in evidence.glob("runs.parquet")} == before
 
 
