@@ -34,8 +34,8 @@ def predicted(config: Train, rewards: Tensor) -> dict:
     """What the population update of PMD-mean predicts for groups with these rewards [G, n]: their mean λ, KL and χ².
 
     It applies to a method whose baseline is a mean and that reads τ. The leave-one-out baseline stretches advantages by
-    n/(n − 1), which is the group's mean at τ (n − 1)/n. For any other method the values are None. Constant
-    normalisation is assumed; where terms are divided by lengths, −mean(s) differs a little (pmd/theory/weighted.py).
+    n/(n − 1), which is the group's mean at τ (n − 1)/n. For any other method the values are None. It is the
+    theorem's own case, constant normalisation; pmd/theory/weighted.py predicts where terms are divided by lengths.
     """
     n = config.group_size
     objective = OBJECTIVES[config.method]
