@@ -173,6 +173,28 @@ def test_the_engine_keeps_what_the_plan_says_that_it_keeps(monkeypatch, vocabula
         assert found["KV cache"] == rows * (length * memory.kv_bytes(own, train) + 2 * vocabulary)
 
 
+def test_the_plan_says_how_the_decoder_keeps_its_graphs(monkeypatch):
+    """1.5B, 512 responses: the cache is more than a twentieth of the card, and the update leaves room for it."""
+    own, free = plan.shape(plan.architecture("Qwen2.5-1.5B")), 0.9 * 80 * GIB
+    train = run(device="cuda", dtype="bfloat16", prompts=64, group_size=8, minibatches=8, max_tokens=1024,
+                eval_max_tokens=1024, microbatch_tokens=8192, checkpoint_activations=True)  # fmt: skip
+    size = plan.keepable(own, train, 256, 1, 80 * GIB, free)
+    assert size == 512 * (1280 * memory.kv_bytes(own, train) + static_decoder.SAMPLED * 151_936)
+    keeping = train.replace(engine_options={"kv_bytes": size})
+    rows = [memory.decoded(own, changed, 256, 1, 80 * GIB)[0] for changed in (train, keeping)]
+    assert rows == [512, 512]  # as many at once as before
+    kept = [memory.phases(own, changed, 256, 1, 80 * GIB)["update"] for changed in (train, keeping)]
+    assert ["KV cache" in parts for parts in kept] == [False, True]
+    assert sum(kept[1].values()) <= free
+    for other in (keeping, train.replace(device="cpu"), train.replace(engine="vllm")):
+        assert plan.keepable(own, other, 256, 1, 80 * GIB, free) is None
+    assert plan.keepable(own, train, 256, 1, 80 * GIB, sum(kept[1].values()) - 1) is None  # it would not fit
+    assert plan.keepable(own, train.replace(prompts=8), 256, 1, 80 * GIB, free) is None  # small: it stays as it is
+    planned = plan.Planned(plan.architecture("Qwen2.5-1.5B"), train, 256, 1)
+    monkeypatch.setattr(plan, "entry", lambda name: planned)
+    assert f"train.engine_options: {{kv_bytes: {size}}} keeps both" in plan.report("mine", 1, 80)
+
+
 def test_the_proof_of_vllms_weights_is_counted():
     """At the update's own budget it takes less than the update: no graph is kept, and vLLM sleeps."""
     train = run(engine="vllm", device="cuda", dtype="bfloat16", max_tokens=101, microbatch_tokens=1000)

@@ -7,6 +7,7 @@ plans a preset or an entry of `scale` of params.yaml; pmd/scale/memory.py counts
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from pmd.model.from_scratch import build_policy
 from pmd.model.settings import read_bases
 from pmd.problems.arithmetic import SYMBOLS
 from pmd.scale.entry import read_scale
-from pmd.scale.memory import Parts, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine
+from pmd.scale.memory import Parts, engine_memory, kept, kv_bytes, largest_pass, on_gpu, phases, ranks_per_engine
 from pmd.scale.shape import Shape, architecture, shape
 
 
@@ -64,6 +65,18 @@ def advice(shape: Shape, train: Train, prompt: int, ranks: int, memory: float, f
         if found is not None:
             return "it fits with " + " and ".join([*found, f"{more} GPUs"] if more > ranks else found)
     return f"no setting makes it fit on up to {ranks * 2**7} GPUs: take a smaller model or shorter responses"
+
+
+def keepable(shape: Shape, train: Train, prompt: int, ranks: int, memory: float, free: float) -> int | None:
+    """Bytes of `kv_bytes` with which the torch engine keeps its cache and CUDA graphs from one rollout to the next.
+
+    None if it keeps them without, or if the run would not fit with them.
+    """
+    if not on_gpu(train) or train.engine != "torch" or "KV cache" in kept(shape, train, prompt, ranks, memory):
+        return None
+    size = math.ceil(engine_memory(shape, train, prompt, ranks, memory)["KV cache"])
+    changed = train.replace(engine_options=train.engine_options | {"kv_bytes": size})
+    return size if max(shortfall(shape, changed, prompt, ranks, memory, free).values()) <= 0 else None
 
 
 def check_fit(
@@ -206,4 +219,9 @@ def report(name: str, gpus: int | None = None, memory: float = 80) -> str:
         lines += [LOWER.get(phase.removeprefix("experiment ")) or advice(own, train, prompt, ranks, whole, free)]
     else:
         lines += [f"it fits in {room}: the {phase} leaves {-over[phase] / GIB:.1f} GiB"]
+        if size := keepable(own, train, prompt, ranks, whole, free):
+            lines += [
+                f"the decoder's cache of {size / GIB:.1f} GiB goes after each rollout, so that its CUDA graphs are "
+                f"recorded again, in seconds; train.engine_options: {{kv_bytes: {size}}} keeps both, and it fits too"
+            ]
     return "\n".join(lines)
