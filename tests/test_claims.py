@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from pmd.evaluators.intervals import Interval
 from pmd.paper import claims, frames, tables
 from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED, Claim
 from pmd.paper.effects import Effect
@@ -202,8 +203,28 @@ def test_the_finding_is_made_of_the_verdicts(tmp_path):
     found = table(tmp_path, better("grpo", 0.05, lambda k, rate: k == 40)).reset_index()
     text = claims.finding(found)
     opposite = text[text.index("**Contradicted, for the opposite was found:** ") :].split("\n")[0]
-    assert "more accurate than GRPO at large K (a3)" in opposite
+    a3 = found.set_index("row").effect["a3"].estimate
+    assert a3 < -4
+    assert f"more accurate than GRPO at large K (a3, −{-a3:.1f} pp)" in opposite
     assert "**Not testable here:** gains at 4B to 30B parameters (g)." in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "estimate", "only", "but", "said"),
+    [
+        ("pp", 10.66, None, "", "(x, +10.7 pp)"),
+        ("pp", -2.05, None, "but", "(x, −2.0 pp; but)"),
+        ("ratio − 1", -0.005, None, "", "(x, ratio 0.995)"),
+        ("correlation − 0.5", 0.385, None, "", "(x, correlation 0.885)"),
+        ("ratio", 0.5, "above", "", "(x)"),  # a bound of the seconds, which T1 explains
+        ("pp", 3.0, "none", "", "(x)"),
+    ],
+)
+def test_a_finding_says_how_strong_it_is(unit, estimate, only, but, said):
+    row = {"row": "x", "brief": "claim", "unit": unit, "effect": Interval(estimate, 0, 1), "only": only, "but": but}
+    assert claims._item(row) == f"claim {said}"
+    assert claims._item(row | {"effect": None}).startswith("claim (x")
+    assert "pp" not in claims._item(row | {"effect": None})
 
 
 def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
@@ -212,8 +233,8 @@ def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
     found.loc[found.row == "a1", "cautious"] = UNDECIDED
     text = claims.finding(found)
     weak = text[text.index("**Supported at this size, but too few base models to rely on it:** ") :].split("\n")[0]
-    assert weak.endswith("at small K (a1).")
-    assert "(a3)" in text[: text.index("**Supported at this size, but")]
+    assert re.search(r"at small K \(a1, \+[23]\.\d pp\)\.$", weak)
+    assert "(a3, +" in text[: text.index("**Supported at this size, but")]
 
 
 def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():

@@ -293,9 +293,19 @@ def finding(table: pd.DataFrame) -> str:
     return lead + "\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
+STRENGTH = {
+    "pp": lambda x: f"{x:+.1f} pp",
+    "ratio − 1": lambda x: f"ratio {1 + x:.3g}",
+    "correlation − 0.5": lambda x: f"correlation {0.5 + x:.3g}",
+}
+"""An effect in a list of findings, by its unit; of a unit that is absent none is said."""
+
+
 def _item(row: dict) -> str:
-    """A row in a list of findings, with what the verdict alone would not say."""
-    return f"{row['brief']} ({row['row']}{'; ' + row['but'] if row['but'] else ''})"
+    """A row in a list of findings, with its effect, if it is known, and with what the verdict alone would not say."""
+    known = row["effect"] is not None and not isinstance(row["only"], str) and row["unit"] in STRENGTH
+    strength = [STRENGTH[row["unit"]](row["effect"].estimate).replace("-", "−")] if known else []
+    return f"{row['brief']} ({'; '.join([', '.join([row['row'], *strength]), *filter(None, [row['but']])])})"
 
 
 def _others(table: pd.DataFrame) -> list[str]:
