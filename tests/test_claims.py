@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from pmd.paper import claims, frames, tables
+from pmd.paper import claims, frames, report, tables
 from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED, Claim
 from pmd.paper.effects import Effect
 from pmd.paper.questions import Answer
@@ -81,7 +81,10 @@ def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
     slow = table(tmp_path / "2", speed=lambda variant, k: 20.0 if variant == "pmd-mean" and k > 1 else 10.0)
     assert slow.verdict["c2"] == CONTRADICTED
     short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
-    assert "misses the target from 4 of 4 base models; counting all of its seconds" in short.reason["c1"]
+    missed = (
+        "runs of PMD-mean (K = 40) miss the target from 4 of 4 base models; counting all of their seconds, PMD-mean"
+    )
+    assert short.reason["c1"].startswith(missed)
     assert claims.printed(short.loc["c1"]).startswith("at least ")
     assert claims.printed(short.loc["a1"]) == short.effect["a1"]  # the others are measured all the same
     assert short.in_margins["c1"].low == -math.inf  # longer still, which speaks against the claim
@@ -171,10 +174,12 @@ def test_the_law_must_be_met_and_not_only_not_missed(tmp_path):
     assert found.effect["e1"].estimate == pytest.approx(0, abs=0.05)
     apart = evidence.law(noise=0)
     apart.loc[apart["set"] == "held out", "minus_mean_s"] *= 1.5
+    apart.loc[(apart["set"] == "batch") & (apart.tau == 0.5) & (apart.base == 1), "minus_mean_s"] *= 1.05
+    apart.loc[(apart["set"] == "batch") & (apart.tau == 0.5) & (apart.base == 2), "minus_mean_s"] *= 0.95
     reason = table(tmp_path / "4", law=apart).reason["e1"]
     assert reason == (
-        "−mean(s)/λ is 1.00 at τ = 0.1, 1.00 at τ = 0.5; on other rollouts of the same prompts 1.50 at τ = 0.1, "
-        "1.50 at τ = 0.5"
+        "−mean(s)/λ is 1.00 (1.00 to 1.00) at τ = 0.1, 1.00 (0.95 to 1.05) at τ = 0.5; on other rollouts of the same "
+        "prompts 1.50 (1.50 to 1.50) at τ = 0.1, 1.50 (1.50 to 1.50) at τ = 0.5; in brackets the range over base models"
     )
     assert table(tmp_path / "1", law=evidence.law(1.5)).verdict["e1"] == CONTRADICTED
     assert table(tmp_path / "2", law=evidence.law(1.0, noise=0.3)).verdict["e1"] == UNDECIDED
@@ -212,8 +217,27 @@ def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
     found.loc[found.row == "a1", "cautious"] = UNDECIDED
     text = claims.finding(found)
     weak = text[text.index("**Supported at this size, but too few base models to rely on it:** ") :].split("\n")[0]
-    assert weak.endswith("at small K (a1).")
+    assert weak.endswith("at small K (a1; judged cautiously: undecided).")
     assert "(a3)" in text[: text.index("**Supported at this size, but")]
+
+
+def test_the_other_verdict_is_named_wherever_too_few_base_models_gave_one(tmp_path):
+    """Of the study in its list, of the default in a line of its own, and of both in the table."""
+    study = table(tmp_path, better("pmd-mean", 0.05)).reset_index()
+    default = study.assign(cautious=study.cautious.where(study.row != "b1", UNDECIDED))
+    study.loc[study.row == "a2", "cautious"] = EQUIVALENT
+    joined = claims.beside(study=study, default=default, own={"train", "law", "finite"})
+    text = claims.finding(joined)
+    assert "(a2; judged cautiously: equivalent within the margin)" in text
+    assert "\n- **The default run has too few base models to rely on its verdict on** b1." in text
+    shown = tables.claims_table(joined).frame.set_index("")
+    few = "supported (too few base models to rely on it; judged cautiously: "
+    assert shown.loc["a2"].tolist()[:2] == [f"{few}equivalent within the margin)", SUPPORTED]
+    assert shown.loc["b1"].tolist()[:2] == [SUPPORTED, f"{few}undecided)"]
+    assert shown.loc["a1"].tolist()[:2] == [SUPPORTED, SUPPORTED]
+    assert f"; the default run: {few}undecided)" in report._claim(
+        joined.set_index("row", drop=False).loc["b1"].to_dict()
+    )
 
 
 def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():

@@ -196,7 +196,7 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     runs = mine.run.nunique() + rival.run.nunique()
     effect, names = over_bases(logs), (f"PMD-mean (K = {own[0]})", f"GRPO (K = {1 if on_policy else other[0]})")
     counts = [(name, int(count)) for name, count in zip(names, missed, strict=True) if count]
-    late = [f"{name} misses the target from {count} of {len(bases)} base models" for name, count in counts]
+    late = [f"runs of {name} miss the target from {count} of {len(bases)} base models" for name, count in counts]
     bound = {(True, False): "above", (False, True): "below", (True, True): "none"}.get(tuple((missed > 0).tolist()))
     why = _in_words(effect, float(np.exp(np.mean(tokens))), names, late, bound)
     return Answer(effect, why, len(bases), runs, bound)
@@ -213,7 +213,7 @@ def _in_words(effect: Effect, tokens: float, names: tuple[str, str], late: list[
         return f"{' and '.join(late)}, so the ratio is not known; with all their seconds it would be {ratio:.2f}"
     if bound:
         known = f"takes {KNOWN[bound]} {ratio:.2f} times the seconds of"
-        return f"{late[0]}; counting all of its seconds, {names[0]} {known} {names[1]}"
+        return f"{late[0]}; counting all of their seconds, {names[0]} {known} {names[1]}"
     low, high = np.exp(effect.interval()[1:])
     why = f"{names[0]} takes {ratio:.2f} times the seconds of {names[1]}; "
     why += f"the 95 % interval is [{low:.2f}, {high:.2f}]" if effect else ALONE
@@ -273,7 +273,7 @@ def law_ratio(evidence: Evidence) -> Answer:
     other = _solved(evidence, "held out")
     if other is not None and len(other):
         shown += f"; on other rollouts of the same prompts {_by_tau(_ratios(other))}"
-    return Answer(effect, f"−mean(s)/λ is {shown}", len(ratios), ratios.size)
+    return Answer(effect, f"−mean(s)/λ is {shown}{_RANGES}", len(ratios), ratios.size)
 
 
 def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -282,9 +282,12 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
     return (means.minus_mean_s / means.lam).unstack("tau")
 
 
+_RANGES = "; in brackets the range over base models"
+
+
 def _by_tau(table: pd.DataFrame) -> str:
-    """The means of the columns of a table of base models by τ, in words."""
-    return ", ".join(f"{mean:.2f} at τ = {tau:g}" for tau, mean in table.mean().items())
+    """The means and ranges of the columns of a table of base models by τ, in words that `_RANGES` explains."""
+    return ", ".join(f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}) at τ = {tau:g}" for tau, x in table.items())
 
 
 def law_order(evidence: Evidence) -> Answer:
@@ -297,4 +300,4 @@ def law_order(evidence: Evidence) -> Answer:
     if not np.isfinite(found.to_numpy()).all():
         return missing("for some base model and τ all prompts have the same λ, so that they have no order")
     effect = over_bases(found.mean(axis=1) - 0.5)
-    return Answer(effect, f"the rank correlation is {_by_tau(found)}", len(found), len(ranks))
+    return Answer(effect, f"the rank correlation is {_by_tau(found)}{_RANGES}", len(found), len(ranks))
