@@ -57,6 +57,16 @@ def test_stability_is_over_the_whole_grid(tmp_path, row, rival):
     assert table(tmp_path / "2", better("pmd-mean", -0.3, lambda k, rate: k > 1)).verdict[row] == CONTRADICTED
 
 
+def test_opposite_differences_at_two_k_are_seen_behind_their_mean(tmp_path):
+    """3 pp better at the one, 3 pp worse at the other: equivalent over the grid, which is not to be the same."""
+    found = table(tmp_path, lambda variant, k, rate: 0.6 + (variant == "grpo") * {8: 0.03, 40: -0.03}.get(k, 0))
+    assert found.verdict["b3"] == EQUIVALENT
+    assert re.search(
+        r"includes 0; the difference is −(3\.0|2\.9|3\.1) pp at K = 8, (3\.0|2\.9|3\.1) pp at K = 40$",
+        found.reason["b3"],
+    )
+
+
 def test_a_difference_below_the_margin_is_no_support(tmp_path):
     found = table(tmp_path, better("pmd-mean", 0.005), noise=0.0005)
     assert found.effect["a1"].low > 0

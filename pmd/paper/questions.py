@@ -94,7 +94,8 @@ def whole_grid(evidence: Evidence, mine: str, rival: str) -> Answer:
     """(b) Two variants, each over all rates and all K above 1 that both were trained with from every base model.
 
     A cell that one of them lacks from some base model is left out for both, so that a map that was stopped compares
-    like with like; every cell counts the same, however many seeds it has.
+    like with like; every cell counts the same, however many seeds it has. The reason has the difference at each K too,
+    since opposite ones make a mean near 0.
     """
     ends = final(evidence)
     ends = ends[ends.minibatches.isin(stale(evidence)) & (ends.staleness == 0)]
@@ -106,10 +107,12 @@ def whole_grid(evidence: Evidence, mine: str, rival: str) -> Answer:
     if not shared:
         return missing(f"no cell of rate and K has runs of both {label_of(mine)} and {label_of(rival)}")
     cells = [[cell(ends, name, k, lr) for k, lr in shared] for name in (mine, rival)]
-    a, b = (np.mean([scores(rows)[1] for rows in group], axis=0) for group in cells)
-    effect, left = crossed(100 * (a - b)), len(found) - len(shared)
+    a, b = (np.stack([scores(rows)[1] for rows in group]) for group in cells)  # [cells, bases, problems]
+    effect, left = crossed(100 * (a.mean(0) - b.mean(0))), len(found) - len(shared)
+    of_k = pd.Series(100 * (a - b).mean((1, 2)), [k for k, _ in shared]).groupby(level=0).mean()
     where = f"over {len(shared)} cells of rate and K" + (f" ({left} incomplete ones left out)" if left else "")
     why = sentence((label_of(mine), label_of(rival)), 100 * a.mean(), 100 * b.mean(), where, effect)
+    why += "; the difference is " + ", ".join(f"{gap:.1f} pp at K = {k}".replace("-", "−") for k, gap in of_k.items())
     return Answer(effect, why, len(bases), sum(rows.run.nunique() for group in cells for rows in group))
 
 
