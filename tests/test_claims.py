@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 
+import pandas as pd
 import pytest
 
 from pmd.evaluators.intervals import Interval
-from pmd.paper import claims, frames, tables
+from pmd.paper import claims, frames, questions, report, tables
 from pmd.paper.claims import CONTRADICTED, EQUIVALENT, NOT_TESTABLE, SUPPORTED, UNDECIDED, Claim
 from pmd.paper.effects import Effect
 from pmd.paper.questions import Answer
@@ -58,6 +59,16 @@ def test_stability_is_over_the_whole_grid(tmp_path, row, rival):
     assert table(tmp_path / "2", better("pmd-mean", -0.3, lambda k, rate: k > 1)).verdict[row] == CONTRADICTED
 
 
+def test_opposite_differences_at_two_k_are_seen_behind_their_mean(tmp_path):
+    """3 pp better at the one, 3 pp worse at the other: equivalent over the grid, which is not to be the same."""
+    found = table(tmp_path, lambda variant, k, rate: 0.6 + (variant == "grpo") * {8: 0.03, 40: -0.03}.get(k, 0))
+    assert found.verdict["b3"] == EQUIVALENT
+    assert re.search(
+        r"includes 0; the difference is −(3\.0|2\.9|3\.1) pp at K = 8, (3\.0|2\.9|3\.1) pp at K = 40$",
+        found.reason["b3"],
+    )
+
+
 def test_a_difference_below_the_margin_is_no_support(tmp_path):
     found = table(tmp_path, better("pmd-mean", 0.005), noise=0.0005)
     assert found.effect["a1"].low > 0
@@ -82,7 +93,8 @@ def test_time_is_compared_at_one_target_and_counts_what_misses_it(tmp_path):
     slow = table(tmp_path / "2", speed=lambda variant, k: 20.0 if variant == "pmd-mean" and k > 1 else 10.0)
     assert slow.verdict["c2"] == CONTRADICTED
     short = table(tmp_path / "3", lambda variant, k, rate: 0.45 if variant == "pmd-mean" else 0.6)
-    assert "misses the target from 4 of 4 base models; counting all of its seconds" in short.reason["c1"]
+    missed = "4 of 4 runs of PMD-mean (K = 40) miss the target; counting all of their seconds, PMD-mean (K = 40) takes"
+    assert short.reason["c1"].startswith(f"{missed} at least ")
     assert claims.printed(short.loc["c1"]).startswith("at least ")
     assert claims.printed(short.loc["a1"]) == short.effect["a1"]  # the others are measured all the same
     assert short.in_margins["c1"].low == -math.inf  # longer still, which speaks against the claim
@@ -102,9 +114,17 @@ def test_seconds_that_are_only_a_bound_decide_in_one_direction(tmp_path):
         ("4", "grpo", 40.0, SUPPORTED),
     ):
         row = table(tmp_path / name, misses(who), speed=took(who, seconds)).loc["c2"]
+        assert re.match(r"4 of 4 runs of (PMD-mean|GRPO) \(K = \d+\) miss the target; counting", row.reason)
         assert row.verdict == found
         assert claims.printed(row).startswith("at least" if who == "pmd-mean" else "at most")
         assert math.isinf(row.in_margins.low if who == "pmd-mean" else row.in_margins.high)
+
+
+def test_runs_that_miss_the_target_are_counted_one_by_one_with_all_they_took():
+    curve = {"step": [0, 1, 2], "seconds": [0.0, 10.0, 20.0]}
+    runs = {"reaches": [0.2, 0.4, 0.6], "misses": [0.2, 0.3, 0.3], "never": [0.2, 0.2, 0.2]}
+    rows = pd.concat([pd.DataFrame(curve | {"run": name, "accuracy": found}) for name, found in runs.items()])
+    assert questions._to_target(rows, 0.5, "seconds") == (pytest.approx((15 + 20 + 20) / 3), 2)
 
 
 def test_a_map_that_was_stopped_compares_the_cells_that_both_have(tmp_path):
@@ -172,10 +192,12 @@ def test_the_law_must_be_met_and_not_only_not_missed(tmp_path):
     assert found.effect["e1"].estimate == pytest.approx(0, abs=0.05)
     apart = evidence.law(noise=0)
     apart.loc[apart["set"] == "held out", "minus_mean_s"] *= 1.5
+    apart.loc[(apart["set"] == "batch") & (apart.tau == 0.5) & (apart.base == 1), "minus_mean_s"] *= 1.05
+    apart.loc[(apart["set"] == "batch") & (apart.tau == 0.5) & (apart.base == 2), "minus_mean_s"] *= 0.95
     reason = table(tmp_path / "4", law=apart).reason["e1"]
     assert reason == (
-        "−mean(s)/λ is 1.00 at τ = 0.1, 1.00 at τ = 0.5; on other rollouts of the same prompts 1.50 at τ = 0.1, "
-        "1.50 at τ = 0.5"
+        "−mean(s)/λ is 1.00 (1.00 to 1.00) at τ = 0.1, 1.00 (0.95 to 1.05) at τ = 0.5; on other rollouts of the same "
+        "prompts 1.50 (1.50 to 1.50) at τ = 0.1, 1.50 (1.50 to 1.50) at τ = 0.5; in brackets the range over base models"
     )
     assert table(tmp_path / "1", law=evidence.law(1.5)).verdict["e1"] == CONTRADICTED
     assert table(tmp_path / "2", law=evidence.law(1.0, noise=0.3)).verdict["e1"] == UNDECIDED
@@ -222,6 +244,7 @@ def test_the_finding_is_made_of_the_verdicts(tmp_path):
 )
 def test_a_finding_says_how_strong_it_is(unit, estimate, only, but, said):
     row = {"row": "x", "brief": "claim", "unit": unit, "effect": Interval(estimate, 0, 1), "only": only, "but": but}
+    row |= {"verdict": SUPPORTED, "cautious": SUPPORTED}
     assert claims._item(row) == f"claim {said}"
     assert claims._item(row | {"effect": None}).startswith("claim (x")
     assert "pp" not in claims._item(row | {"effect": None})
@@ -233,8 +256,27 @@ def test_a_verdict_that_hangs_on_few_base_models_says_so(tmp_path):
     found.loc[found.row == "a1", "cautious"] = UNDECIDED
     text = claims.finding(found)
     weak = text[text.index("**Supported at this size, but too few base models to rely on it:** ") :].split("\n")[0]
-    assert re.search(r"at small K \(a1, \+[23]\.\d pp\)\.$", weak)
+    assert re.search(r"at small K \(a1, \+[23]\.\d pp; judged cautiously: undecided\)\.$", weak)
     assert "(a3, +" in text[: text.index("**Supported at this size, but")]
+
+
+def test_the_other_verdict_is_named_wherever_too_few_base_models_gave_one(tmp_path):
+    """Of the study in its list, of the default in a line of its own, and of both in the table."""
+    study = table(tmp_path, better("pmd-mean", 0.05)).reset_index()
+    default = study.assign(cautious=study.cautious.where(study.row != "b1", UNDECIDED))
+    study.loc[study.row == "a2", "cautious"] = EQUIVALENT
+    joined = claims.beside(study=study, default=default, own={"train", "law", "finite"})
+    text = claims.finding(joined)
+    assert re.search(r"\(a2, \+\d\.\d pp; judged cautiously: equivalent within the margin\)", text)
+    assert "\n- **The default run has too few base models to rely on its verdict on** b1." in text
+    shown = tables.claims_table(joined).frame.set_index("")
+    few = "supported (too few base models to rely on it; judged cautiously: "
+    assert shown.loc["a2"].tolist()[:2] == [f"{few}equivalent within the margin)", SUPPORTED]
+    assert shown.loc["b1"].tolist()[:2] == [SUPPORTED, f"{few}undecided)"]
+    assert shown.loc["a1"].tolist()[:2] == [SUPPORTED, SUPPORTED]
+    assert f"; the default run: {few}undecided)" in report._claim(
+        joined.set_index("row", drop=False).loc["b1"].to_dict()
+    )
 
 
 def test_the_cautious_verdict_has_the_base_models_degrees_of_freedom():

@@ -41,8 +41,9 @@ def test_each_verdict_that_differs_is_named_and_the_exit_status_is_1(written):
 
 
 def test_a_run_beside_a_study_is_compared_by_its_own_verdicts_without_remarks(written):
-    alone = written("alone", ",claim,verdict,effect", "a1,x,undecided (too few base models to rely on it),1")
-    joined = written("joined", ",claim,verdict (study),verdict (default)", "a1,x,supported,undecided – disagrees")
+    weak = "undecided (too few base models to rely on it; judged cautiously: contradicted)"
+    alone = written("alone", ",claim,verdict,effect", f"a1,x,{weak},1")
+    joined = written("joined", ",claim,verdict (study),verdict (default)", f"a1,x,supported,{weak} – disagrees")
     assert verdicts.read(joined) == {"a1": "undecided"}
     assert verdicts.compare(alone, joined) == "all 1 verdicts are the same"
 

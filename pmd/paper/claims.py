@@ -233,15 +233,19 @@ EXPERIMENT = {"a": "train", "b": "train", "c": "train", "d": "finite", "e": "law
 """The experiment that the rows of a letter ask."""
 
 
+def doubt(verdict: str, cautious: str) -> str:
+    """What to say of a verdict that hangs on too few base models, with the one of `cautious`; "" of any other."""
+    return "" if verdict == cautious else f"too few base models to rely on it; judged cautiously: {cautious}"
+
+
 def beside(*, default: pd.DataFrame, study: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
-    """The study's table with the default's verdict and effect beside it, and whether two decided verdicts disagree.
+    """The study's table with the default's verdicts and effect beside it, and whether two decided verdicts disagree.
 
     own: the experiments of the study that are its own (`frames.study`); rows of the others are the default's, and
     `of_default`. The two tables are given by name, since nothing would show that they were swapped.
     """
-    joined = study.merge(
-        default[["row", "verdict", "effect", "in_margins"]], on="row", how="left", suffixes=("", " (default)")
-    )
+    other = default[["row", "verdict", "cautious", "effect", "in_margins"]]
+    joined = study.merge(other, on="row", how="left", suffixes=("", " (default)"))
     decided = {SUPPORTED, CONTRADICTED}
     pairs = zip(joined["verdict"], joined["verdict (default)"], strict=True)
     borrowed = [EXPERIMENT.get(row[0], "") not in {*own, ""} for row in joined["row"]]
@@ -257,8 +261,8 @@ def with_gpu(rows: pd.DataFrame, gpu: pd.DataFrame) -> pd.DataFrame:
 def finding(table: pd.DataFrame) -> str:
     """What was found, as a Markdown list of plain sentences made from the verdicts alone.
 
-    Of a verdict that would not stand with the degrees of freedom of its few base models alone it says so. table: of
-    `table`, or of `beside`, whose first verdicts are the study's.
+    Of a verdict that would not stand with the degrees of freedom of its few base models alone it says so, and which
+    one would. table: of `table`, or of `beside`, whose first verdicts are the study's.
     """
     order = {
         SUPPORTED: "Supported at this size",
@@ -305,11 +309,16 @@ def _item(row: dict) -> str:
     """A row in a list of findings, with its effect, if it is known, and with what the verdict alone would not say."""
     known = row["effect"] is not None and not isinstance(row["only"], str) and row["unit"] in STRENGTH
     strength = [STRENGTH[row["unit"]](row["effect"].estimate).replace("-", "−")] if known else []
-    return f"{row['brief']} ({'; '.join([', '.join([row['row'], *strength]), *filter(None, [row['but']])])})"
+    weak = [f"judged cautiously: {row['cautious']}"] if row["cautious"] != row["verdict"] else []
+    return f"{row['brief']} ({'; '.join([', '.join([row['row'], *strength]), *filter(None, [row['but']]), *weak])})"
 
 
 def _others(table: pd.DataFrame) -> list[str]:
-    """A line on the rows of `beside` on which the default run has another verdict, if there are such."""
-    apart = table[~table["of_default"] & (table["verdict"] != table["verdict (default)"])]
+    """A line on the rows of `beside` on which the default run has another verdict, and one on those where too few base
+    models gave its verdict, if there are such."""
+    own = table[~table["of_default"]]
+    apart = own[own["verdict"] != own["verdict (default)"]]
     parts = [f"{', '.join(rows['row'])}: {word}" for word, rows in apart.groupby("verdict (default)", sort=False)]
-    return [f"**The default run has another verdict on** {'; '.join(parts)}."] if parts else []
+    weak = ", ".join(own["row"][own["verdict (default)"] != own["cautious (default)"]])
+    lines = [f"**The default run has another verdict on** {'; '.join(parts)}."] if parts else []
+    return lines + ([f"**The default run has too few base models to rely on its verdict on** {weak}."] if weak else [])

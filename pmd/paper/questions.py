@@ -94,7 +94,8 @@ def whole_grid(evidence: Evidence, mine: str, rival: str) -> Answer:
     """(b) Two variants, each over all rates and all K above 1 that both were trained with from every base model.
 
     A cell that one of them lacks from some base model is left out for both, so that a map that was stopped compares
-    like with like; every cell counts the same, however many seeds it has.
+    like with like; every cell counts the same, however many seeds it has. The reason has the difference at each K too,
+    since opposite ones make a mean near 0.
     """
     ends = final(evidence)
     ends = ends[ends.minibatches.isin(stale(evidence)) & (ends.staleness == 0)]
@@ -106,10 +107,12 @@ def whole_grid(evidence: Evidence, mine: str, rival: str) -> Answer:
     if not shared:
         return missing(f"no cell of rate and K has runs of both {label_of(mine)} and {label_of(rival)}")
     cells = [[cell(ends, name, k, lr) for k, lr in shared] for name in (mine, rival)]
-    a, b = (np.mean([scores(rows)[1] for rows in group], axis=0) for group in cells)
-    effect, left = crossed(100 * (a - b)), len(found) - len(shared)
+    a, b = (np.stack([scores(rows)[1] for rows in group]) for group in cells)  # [cells, bases, problems]
+    effect, left = crossed(100 * (a.mean(0) - b.mean(0))), len(found) - len(shared)
+    of_k = pd.Series(100 * (a - b).mean((1, 2)), [k for k, _ in shared]).groupby(level=0).mean()
     where = f"over {len(shared)} cells of rate and K" + (f" ({left} incomplete ones left out)" if left else "")
     why = sentence((label_of(mine), label_of(rival)), 100 * a.mean(), 100 * b.mean(), where, effect)
+    why += "; the difference is " + ", ".join(f"{gap:.1f} pp at K = {k}".replace("-", "−") for k, gap in of_k.items())
     return Answer(effect, why, len(bases), sum(rows.run.nunique() for group in cells for rows in group))
 
 
@@ -161,7 +164,7 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
     A run that never reaches the target counts with all its seconds, which is less than it would have taken. So where
     the rival misses it, the effect can only be lower, and the row can be supported but neither contradicted nor called
     equivalent; where PMD-mean misses it, the row can only be contradicted; where both do, it is undecided. The reason
-    names how many base models have such a run.
+    says how many runs these are.
     """
     rows, best = curves(evidence), chosen(evidence)
     fresh, own, other = cell(best, "grpo", 1), best_k(evidence, "pmd-mean"), best_k(evidence, "grpo")
@@ -188,15 +191,15 @@ def seconds_to_target(evidence: Evidence, on_policy: bool) -> Answer:
             return missing(f"on-policy GRPO gains so little from base model {base} that runs begin at the target")
         if len({*mine[mine.base == base].cpu, *rival[rival.base == base].cpu}) > 1:
             return missing("the runs were made on different processors")
-        missed += [some for _, some in took]
+        missed += [count for _, count in took]
         logs.append(float(np.log(took[0][0]) - np.log(took[1][0])))
         tokens.append(float(np.log(used[0]) - np.log(used[1])))
     if not bases:
         return missing("no base model has runs of all three")
     runs = mine.run.nunique() + rival.run.nunique()
     effect, names = over_bases(logs), (f"PMD-mean (K = {own[0]})", f"GRPO (K = {1 if on_policy else other[0]})")
-    counts = [(name, int(count)) for name, count in zip(names, missed, strict=True) if count]
-    late = [f"{name} misses the target from {count} of {len(bases)} base models" for name, count in counts]
+    made = [part[part.base.isin(bases)].run.nunique() for part in (mine, rival)]
+    late = [f"{some} of {of} runs of {name}" for some, of, name in zip(missed, made, names, strict=True) if some]
     bound = {(True, False): "above", (False, True): "below", (True, True): "none"}.get(tuple((missed > 0).tolist()))
     why = _in_words(effect, float(np.exp(np.mean(tokens))), names, late, bound)
     return Answer(effect, why, len(bases), runs, bound)
@@ -207,24 +210,24 @@ KNOWN = {"above": "at least", "below": "at most"}
 
 
 def _in_words(effect: Effect, tokens: float, names: tuple[str, str], late: list[str], bound: str | None) -> str:
-    """The sentence about seconds and tokens; late: who misses the target, and from how many base models."""
+    """The sentence about seconds and tokens; late: how many runs of whom miss the target."""
     ratio = float(np.exp(effect.estimate))
     if bound == "none":
-        return f"{' and '.join(late)}, so the ratio is not known; with all their seconds it would be {ratio:.2f}"
+        return f"{' and '.join(late)} miss the target, so the ratio is not known"
     if bound:
         known = f"takes {KNOWN[bound]} {ratio:.2f} times the seconds of"
-        return f"{late[0]}; counting all of its seconds, {names[0]} {known} {names[1]}"
+        return f"{late[0]} miss the target; counting all of their seconds, {names[0]} {known} {names[1]}"
     low, high = np.exp(effect.interval()[1:])
     why = f"{names[0]} takes {ratio:.2f} times the seconds of {names[1]}; "
     why += f"the 95 % interval is [{low:.2f}, {high:.2f}]" if effect else ALONE
     return f"{why}; of generated tokens {tokens:.2f} times as many"
 
 
-def _to_target(rows: pd.DataFrame, target: float, cost: str) -> tuple[float, bool]:
-    """(mean seconds or tokens of the runs to the target, all it has for a run that misses it; whether one does)."""
+def _to_target(rows: pd.DataFrame, target: float, cost: str) -> tuple[float, int]:
+    """(mean seconds or tokens of the runs to the target, all it has for a run that misses it; how many miss it)."""
     found = [(time_to(curve, target, cost), curve[cost].max()) for _, curve in rows.groupby("run")]
     costs = [whole if np.isnan(part) else part for part, whole in found]
-    return float(np.mean(costs)), any(np.isnan(part) for part, _ in found)
+    return float(np.mean(costs)), sum(np.isnan(part) for part, _ in found)
 
 
 # --- (d), (e): finite samples and the law ---------------------------------------------------------------------------
@@ -273,7 +276,7 @@ def law_ratio(evidence: Evidence) -> Answer:
     other = _solved(evidence, "held out")
     if other is not None and len(other):
         shown += f"; on other rollouts of the same prompts {_by_tau(_ratios(other))}"
-    return Answer(effect, f"−mean(s)/λ is {shown}", len(ratios), ratios.size)
+    return Answer(effect, f"−mean(s)/λ is {shown}{_RANGES}", len(ratios), ratios.size)
 
 
 def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -282,9 +285,12 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
     return (means.minus_mean_s / means.lam).unstack("tau")
 
 
+_RANGES = "; in brackets the range over base models"
+
+
 def _by_tau(table: pd.DataFrame) -> str:
-    """The means of the columns of a table of base models by τ, in words."""
-    return ", ".join(f"{mean:.2f} at τ = {tau:g}" for tau, mean in table.mean().items())
+    """The means and ranges of the columns of a table of base models by τ, in words that `_RANGES` explains."""
+    return ", ".join(f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}) at τ = {tau:g}" for tau, x in table.items())
 
 
 def law_order(evidence: Evidence) -> Answer:
@@ -297,4 +303,4 @@ def law_order(evidence: Evidence) -> Answer:
     if not np.isfinite(found.to_numpy()).all():
         return missing("for some base model and τ all prompts have the same λ, so that they have no order")
     effect = over_bases(found.mean(axis=1) - 0.5)
-    return Answer(effect, f"the rank correlation is {_by_tau(found)}", len(found), len(ranks))
+    return Answer(effect, f"the rank correlation is {_by_tau(found)}{_RANGES}", len(found), len(ranks))

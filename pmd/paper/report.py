@@ -238,10 +238,13 @@ def _text(plain: str) -> str:
 
 def _claim(row: dict) -> str:
     """A row of the claims as a line with verdict and effect, which opens on the reason."""
-    weak = "<small>but too few base models to rely on it</small>" if row["cautious"] != row["verdict"] else ""
+    doubt = claims.doubt(row["verdict"], row["cautious"])
+    weak = f"<small>but {doubt}</small>" if doubt else ""
     beside = "verdict (default)" in row and not row["of_default"]
     reason = row["reason"][:1].upper() + row["reason"][1:]
-    reason += f"; the default run: {row['verdict (default)']}" if beside else ""
+    if beside:
+        other = claims.doubt(row["verdict (default)"], row["cautious (default)"])
+        reason += f"; the default run: {row['verdict (default)']}" + (f" ({other})" if other else "")
     if "verdict (GPU)" in row:
         reason += f"; at a GPU's size: {row['verdict (GPU)']}, {cell_text(row['effect (GPU)'])} {row['unit']}".rstrip()
     known = claims.printed(row)

@@ -13,7 +13,7 @@ import pandas as pd
 from pmd.evaluators.intervals import Interval
 from pmd.files import read_json
 from pmd.methods import METHODS
-from pmd.paper.claims import printed
+from pmd.paper.claims import doubt, printed
 from pmd.paper.effects import crossed
 from pmd.paper.figures import COLLAPSED, cells, regime
 from pmd.paper.frames import SETS, Evidence, cell, chosen, final, ordered, scores
@@ -28,12 +28,11 @@ def claims_table(rows: pd.DataFrame) -> Table:
     both, gpu = "verdict (default)" in rows, "verdict (GPU)" in rows
     records = []
     for row in rows.to_dict("records"):
-        weak = " (too few base models to rely on it)" if row["cautious"] != row["verdict"] else ""
-        record = {"": row["row"], "verdict" + (" (study)" if both else ""): row["verdict"] + weak}
+        record = {"": row["row"], "verdict" + (" (study)" if both else ""): _verdict(row)}
         if both and row["of_default"]:
             record["verdict (study)"] = "–"
         if both:
-            record["verdict (default)"] = row["verdict (default)"] + (" – disagrees" if row["disagree"] else "")
+            record["verdict (default)"] = _verdict(row, " (default)") + (" – disagrees" if row["disagree"] else "")
         record |= {"claim": row["claim"], "effect": printed(row), "unit": row["unit"], "why": row["reason"]}
         if gpu:
             record |= {"verdict (GPU)": row["verdict (GPU)"], "effect (GPU)": row["effect (GPU)"]}
@@ -42,16 +41,22 @@ def claims_table(rows: pd.DataFrame) -> Table:
         "pp: percentage points of accuracy. Ratio: seconds of PMD-mean over the other's. K: updates from one batch of "
         "rollouts; the small K is the smallest above 1, the large one the largest. Accuracy: the mean over "
         "sampled answers to problems of the lengths trained on (test) and to longer ones (ood).",
-        "The rows and their rule were written down before the runs. What came later, docs/experiments.md says: the "
-        "check for too few base models, and the number of prompts in the default run's law. Intervals are 95 %, over "
-        "base models (whose means contain their seeds) and, in (a) and (b), problems, by Student's t; T1-details has "
-        "margins and p-values. Equivalence is tested at 5 % on each side, which is a 90 % interval, so that a 95 % "
-        "interval may reach a little beyond the margin.",
-        "Too few base models to rely on it: if base models alone are counted, and not problems, the row has another "
-        "verdict (docs/experiments.md, the last section).",
+        "The rows and their rule were written down before the runs; docs/experiments.md says what came later, and how "
+        "each number is computed. Intervals are 95 %, over base models (whose means contain their seeds) and, in (a) "
+        "and (b), problems, by Student's t; T1-details has margins and p-values. Equivalence is tested at 5 % on each "
+        "side, which is a 90 % interval, so that a 95 % interval may reach a little beyond the margin; it is not "
+        "corrected for the number of rows.",
+        "Judged cautiously: with no more degrees of freedom than the base models give, the row has that other verdict "
+        "(docs/experiments.md, the last section).",
         *(["GPU: another model and longer responses (presets/gpu.yaml); corrected by itself."] if gpu else []),
     )
     return Table("T1", "The claims, and what this experiment says of them.", from_records(records), notes)
+
+
+def _verdict(row: dict, whose: str = "") -> str:
+    """A verdict of a row of claims as its cell says it; whose: " (default)" for the one that stands beside."""
+    weak = doubt(row[f"verdict{whose}"], row[f"cautious{whose}"])
+    return row[f"verdict{whose}"] + (f" ({weak})" if weak else "")
 
 
 def claims_details(rows: pd.DataFrame) -> Table:
@@ -71,7 +76,8 @@ def claims_details(rows: pd.DataFrame) -> Table:
     notes = (
         "Margin: the smallest effect that matters. Equivalent: both one-sided tests reject an effect as large as the "
         "margin. p: two-sided, of (e1) that of equivalence or, for an effect beyond the margin, that of being beyond "
-        "it; corrected by Holm, so the interval of a row may exclude 0 and the row be undecided.",
+        "it; corrected by Holm over all rows with an effect, those of (c) among them whose ratio is not known, so the "
+        "interval of a row may exclude 0 and the row be undecided.",
     )
     return Table("T1-details", "How the verdicts of T1 were reached.", from_records(records), notes)
 
