@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 
+import pandas as pd
 import pytest
 
 from pmd.files import ROOT
@@ -35,6 +36,24 @@ def test_training_on_ones_own_task(tiny_dir, tmp_path):
     block = block.replace("steps=20", "steps=1, eval_k=1")
     exec(block, {})
     assert (tmp_path / "mine" / "last" / "model.safetensors").is_file()
+
+
+def test_what_was_found_is_what_the_claims_table_says():
+    said = " ".join(README.partition("**What was found, at this size.**")[2].partition("\n## ")[0].split())
+    rows = pd.read_csv(ROOT / "results" / "default" / "tables" / "T1.csv", index_col=0)
+    verdict = rows["verdict (study)"].str.partition(" (")[0]
+    assert verdict[["e1", "b1", "b2", "a1", "a3"]].tolist() == ["supported"] * 3 + ["contradicted", "undecided"]
+    for row, words in (
+        (
+            "b1",
+            "more stable over learning rates than RLOO, which is PMD-mean without its regulariser, by {:.1f} points",
+        ),
+        ("b2", "and than PMD-part, which estimates the partition function, by {:.1f}."),
+        ("a1", "it ends {:.1f} points lower; with forty the difference is undecided"),
+    ):
+        assert words.format(abs(float(rows.effect[row]))) in said
+    assert " K = 8 " in rows.why["a1"]
+    assert " K = 40 " in rows.why["a3"]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
