@@ -342,6 +342,21 @@ def test_static_steps_are_recorded_once_an_engine_and_see_new_weights(tiny, reco
     assert static._decoder is not shorter
 
 
+def test_the_shapes_of_a_static_call_do_not_depend_on_calls_before_it(tiny, monkeypatch):
+    """A run that goes on rolls out first, one that never stopped has evaluated: products round by their shapes."""
+    shapes, real = [], static_decoder.step
+    monkeypatch.setattr(static_decoder, "step", lambda *args: shapes.append(args[3:]) or real(*args))
+    engines = [TorchEngine(tiny[0], 1, static=True) for _ in range(2)]
+    engines[0].sample(PROMPTS, 6, Sampling(200), 1)
+    found = []
+    for engine in engines:
+        shapes.clear()
+        found.append((engine.sample(PROMPTS, 4, LONG, 2), list(shapes)))
+    assert [engine._decoder.most for engine in engines] == [18, 12]
+    assert found[0] == found[1]
+    assert found[0][1][0] == (12, 128)
+
+
 def test_the_logits_of_static_steps_are_those_of_a_plain_pass(tiny, recordings):
     """Teacher-forced, to 1e-5, across a change of length and a compaction that reorders the rows."""
     model, tokenizer = tiny
