@@ -159,6 +159,39 @@ def test_likeliest_tokens_spare_the_sort_of_all(monkeypatch):
     assert sizes == [8, 8, 8, 8, 54]
 
 
+class Cumsums(TorchDispatchMode):
+    """Notes how many rows are added up at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.cumsum.default:
+            self.rows.append(len(args[0]))
+        return function(*args, **(kwargs or {}))
+
+
+class Cuda(torch.Tensor):
+    """Says that it is on a GPU, as do all tensors that are made of it."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("rows", "added"), [(1, 2), (4, 4)])
+def test_a_single_row_is_never_added_up_alone_on_cuda(rows, added):
+    """There PyTorch lists cumsum among what differs from call to call: it takes another kernel for a single row."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, 3000, generator=generator)
+    for sampling in (Sampling(1), Sampling(1, 1.0, 0.9), Sampling(1, 0.01, 0.5)):
+        for row in (None, torch.arange(rows).repeat(2)):
+            uniform = torch.rand(rows if row is None else 2 * rows, generator=generator)
+            with Cumsums() as seen:
+                found = choose(logits.as_subclass(Cuda), uniform, sampling, row)
+            assert found.tolist() == choose(logits, uniform, sampling, row).tolist()
+            assert set(seen.rows) == {added}
+
+
 @given(
     st.lists(st.floats(-30, 30), min_size=2, max_size=8),
     st.floats(0, 1, exclude_max=True, width=32),
