@@ -225,12 +225,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, deadline: float) -> int:
     """Run the sections asked for; returns the exit status."""
+    import torch
     from sections.common import Context
 
     from pmd.model.device import check_device
 
     options.device = "cuda:0" if options.device == "cuda" else options.device
     check_device(options.device, "bfloat16")
+    if options.device.startswith("cuda"):
+        torch.cuda.set_device(options.device)  # where events are recorded and FSDP2 puts its shards
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.go_on:
         (options.out / "results.jsonl").unlink(missing_ok=True)

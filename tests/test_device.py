@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,16 @@ def test_memory_that_is_lacking_is_named_in_one_line(card):
         check_memory("cuda:1", 7 * GIB, "a model", "take less")
     check_memory("cpu", 7 * GIB, "a model", "take less")
     card(1.0, reserved=7.0)  # what PyTorch keeps for later is not lost
+    check_memory("cuda:1", 6.5 * GIB, "a model", "take less")
+
+
+def test_a_policy_that_is_garbage_does_not_count_as_taken(card, monkeypatch):
+    """A worker trains run after run, and FSDP2's modules and their states refer to one another."""
+    policy = torch.nn.Module()
+    vars(policy)["itself"], alive = policy, weakref.ref(policy)
+    card(1.0, reserved=7.0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda where: 7 * GIB if alive() else 0)
+    del policy
     check_memory("cuda:1", 6.5 * GIB, "a model", "take less")
 
 

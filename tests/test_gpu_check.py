@@ -163,6 +163,18 @@ def test_bad_arguments_are_refused_in_one_line(arguments, line, tmp_path):
     assert "\n" not in caught.value.code
 
 
+def test_a_card_other_than_the_first_is_the_current_one(monkeypatch, tmp_path):
+    """Else its events would be recorded, and its shards lie, on the first."""
+
+    def chosen(device):
+        raise ValueError(f"{device} is set")
+
+    monkeypatch.setattr("pmd.model.device.check_device", lambda device, dtype: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen)
+    with pytest.raises(SystemExit, match=r"^gpu: cuda:1 is set$"):
+        gpu.main(["--device", "cuda:1", "--out", str(tmp_path)])
+
+
 # --- a bare machine ------------------------------------------------------------------------------------------------
 
 IMPORTS = """

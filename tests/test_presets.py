@@ -188,6 +188,13 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
         evaluate(params.read(Evaluate, "evaluate", found["evaluate"]), tmp_path, {})
 
 
+def test_a_machine_that_cannot_write_parquet_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    line = r"^pmd experiment: needs pyarrow, which is not installed: pip install 'pmd\[artifact\]'$"
+    with pytest.raises(ValueError, match=line):
+        preset.run("gpu", root=tmp_path)
+
+
 def test_a_gpu_without_room_is_refused_before_the_problem_sets_are_written(tmp_path, monkeypatch):
     """As many workers as run at once share it: two cells of the law on 24 GiB are too many, one fits; half the card
     being another's, none does."""

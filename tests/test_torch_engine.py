@@ -159,6 +159,39 @@ def test_likeliest_tokens_spare_the_sort_of_all(monkeypatch):
     assert sizes == [8, 8, 8, 8, 54]
 
 
+class Cumsums(TorchDispatchMode):
+    """Notes how many rows are added up at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.cumsum.default:
+            self.rows.append(len(args[0]))
+        return function(*args, **(kwargs or {}))
+
+
+class Cuda(torch.Tensor):
+    """Says that it is on a GPU, as do all tensors that are made of it."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("rows", "added"), [(1, 2), (4, 4)])
+def test_a_single_row_is_never_added_up_alone_on_cuda(rows, added):
+    """There PyTorch lists cumsum among what differs from call to call: it takes another kernel for a single row."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, 3000, generator=generator)
+    for sampling in (Sampling(1), Sampling(1, 1.0, 0.9), Sampling(1, 0.01, 0.5)):
+        for row in (None, torch.arange(rows).repeat(2)):
+            uniform = torch.rand(rows if row is None else 2 * rows, generator=generator)
+            with Cumsums() as seen:
+                found = choose(logits.as_subclass(Cuda), uniform, sampling, row)
+            assert found.tolist() == choose(logits, uniform, sampling, row).tolist()
+            assert set(seen.rows) == {added}
+
+
 @given(
     st.lists(st.floats(-30, 30), min_size=2, max_size=8),
     st.floats(0, 1, exclude_max=True, width=32),
@@ -340,6 +373,21 @@ def test_static_steps_are_recorded_once_an_engine_and_see_new_weights(tiny, reco
     assert static._decoder is shorter  # a smaller call finds room in the same memory
     assert static.sample(PROMPTS, 6, Sampling(200), 1) == plain.sample(PROMPTS, 6, Sampling(200), 1)
     assert static._decoder is not shorter
+
+
+def test_the_shapes_of_a_static_call_do_not_depend_on_calls_before_it(tiny, monkeypatch):
+    """A run that goes on rolls out first, one that never stopped has evaluated: products round by their shapes."""
+    shapes, real = [], static_decoder.step
+    monkeypatch.setattr(static_decoder, "step", lambda *args: shapes.append(args[3:]) or real(*args))
+    engines = [TorchEngine(tiny[0], 1, static=True) for _ in range(2)]
+    engines[0].sample(PROMPTS, 6, Sampling(200), 1)
+    found = []
+    for engine in engines:
+        shapes.clear()
+        found.append((engine.sample(PROMPTS, 4, LONG, 2), list(shapes)))
+    assert [engine._decoder.most for engine in engines] == [18, 12]
+    assert found[0] == found[1]
+    assert found[0][1][0] == (12, 128)
 
 
 def test_the_logits_of_static_steps_are_those_of_a_plain_pass(tiny, recordings):

@@ -19,6 +19,7 @@ from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import evidence, finite, launch, law, training_map
 from pmd.experiments.bases import base_folder, write_digests
 from pmd.experiments.train_bases import train_bases
+from pmd.extras import missing
 from pmd.files import ROOT
 from pmd.model.device import check_device
 from pmd.model.settings import read_bases
@@ -34,8 +35,12 @@ def run(preset: str, parts: Sequence[str] = PARTS, seconds: float = math.inf, ro
     """Run these parts of a preset's experiments, and before them what they lack: its problem sets, its base models.
 
     Writes runs/<preset> and results/<preset>/evidence; returns a line of what each part took. After so many `seconds`
-    no further training run begins.
+    no further training run begins. ValueError in one line, before any work, if pyarrow is not installed.
     """
+    try:
+        import pyarrow  # noqa: F401  pandas looks for it only when the rows of the first cell are to be written
+    except ModuleNotFoundError as error:
+        raise ValueError(str(missing("pmd experiment", error))) from None
     until, values = time.monotonic() + seconds, params.of_preset(preset, root)
     data, bases, out = root / values["data"], root / values["bases"], root / "runs" / preset
     for part in parts:

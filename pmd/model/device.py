@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,7 @@ def check_memory(device: str, need: float, what: str, help: str) -> None:
     """ValueError in one line if `what` takes more bytes than a CUDA device has to spare; help: what the user can do."""
     if device.partition(":")[0] != "cuda":
         return
+    gc.collect()  # a sharded policy that nobody uses any more is a cycle, which would keep its weights and gradients
     free, total = available(device)
     if (room := spare(free, total)) < need:
         raise ValueError(

@@ -25,10 +25,18 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, row: Tensor | No
     p = torch.softmax(logits / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         p = nucleus(p, sampling.top_p, LIKELIEST if p.is_cuda else p.shape[-1])
-    cdf = p.cumsum(-1) if row is None else p.cumsum(-1)[row]
+    cdf = running_sums(p) if row is None else running_sums(p)[row]
     total = cdf[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not pick beyond the last possible token
     return torch.searchsorted(cdf, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
+
+
+def running_sums(p: Tensor) -> Tensor:
+    """The sums of each row of p [R, V] up to and with each place, every time with the same bits.
+
+    Of a single row CUDA adds pieces in whatever order they are done, of several each in a fixed order.
+    """
+    return p.expand(2, -1).cumsum(-1)[:1] if p.is_cuda and len(p) == 1 else p.cumsum(-1)
 
 
 def ended(tokens: Tensor, ends: Tensor) -> Tensor:
@@ -58,9 +66,9 @@ def nucleus(p: Tensor, top_p: float, most: int) -> Tensor:
     if most < p.shape[-1]:
         index = p.topk(most, sorted=False).indices.sort().values  # equal probabilities in the order of their tokens
         ordered, place = p.gather(1, index).sort(dim=-1, descending=True, stable=True)
-        inside = ordered.cumsum(-1) - ordered < top_p
+        inside = running_sums(ordered) - ordered < top_p
         if not (inside & (ordered == ordered[:, -1:])).any():
             return torch.zeros_like(p).scatter(1, index.gather(1, place), ordered.where(inside, 0.0))
     ordered, index = p.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
+    before = running_sums(ordered) - ordered
     return p.scatter(1, index, ordered.where(before < top_p, 0.0))

@@ -255,12 +255,14 @@ def decode(
     ends: Sequence[int],
     pick: Callable[[Tensor, Tensor, int], Tensor],
     most: int,
+    full: int,
 ) -> list[list[int]]:
     """At most `most` tokens for each of R rows; of_row [R], ascending: their prompts; pick(logits, rows, t): tokens.
 
-    A response ends with one of `ends`, and is computed further until half of the rows can be dropped.
+    A response ends with one of `ends`, and is computed further until half of the rows can be dropped. full: of how many
+    rows, R at least, a step has a half, a quarter and so on.
     """
-    rows = bucket(len(of_row), decoder.most)
+    rows = bucket(len(of_row), full)
     filled = torch.cat([of_row, of_row[-1:].expand(rows - len(of_row))])
     logits, width = decoder.prefill(prompts, filled, ends[0])
     last, vocabulary = torch.tensor(ends, device=logits.device), logits.shape[1]
@@ -278,7 +280,7 @@ def decode(
             left = int(open_.sum())
             if left == 0:
                 break
-            if (smaller := bucket(left, decoder.most)) < rows:
+            if (smaller := bucket(left, full)) < rows:
                 chosen = (~open_).int().argsort(stable=True)[:smaller]  # the open rows, then others to fill the bucket
                 decoder.keep(chosen, width + t)
                 rows, alive, open_ = smaller, alive[chosen], open_[chosen]

@@ -161,11 +161,12 @@ class TorchEngine:
     ) -> Responses:
         """The responses by pmd.sampling.static_decoder, as many at once as the cache holds.
 
-        uniform: [P · n, max_tokens].
+        uniform: [P · n, max_tokens]. The rows of a step follow from this call alone, though the cache may have room for
+        more: products round by their shapes, and a run that goes on must end with the bits that it would have had.
         """
         decoder = self._room(model, static_decoder.ladder(max(map(len, prompts)) + sampling.max_tokens), len(uniform))
-        rows: list[list[int]] = []
-        for some in torch.arange(len(uniform), device=uniform.device).split(decoder.most):
+        full, rows = min(len(uniform), decoder.most), []
+        for some in torch.arange(len(uniform), device=uniform.device).split(full):
             numbers, of_row = uniform[some], some // n
             start, end = int(of_row[0]), int(of_row[-1]) + 1
 
@@ -173,7 +174,7 @@ class TorchEngine:
                 return choose(logits, numbers[alive.clamp_max(len(numbers) - 1), t], sampling)
 
             rows += static_decoder.decode(
-                decoder, prompts[start:end], of_row - start, self.ends, pick, sampling.max_tokens
+                decoder, prompts[start:end], of_row - start, self.ends, pick, sampling.max_tokens, full
             )
         self._hand_back()
         return [rows[i : i + n] for i in range(0, len(rows), n)]
