@@ -128,6 +128,9 @@ def flatten(log_probs: Tensor, old_log_probs: Tensor, lengths: Tensor) -> tuple[
 
     What stands in the padding, be it NaN, takes no part. Arguments as in `loss`.
     """
+    for name, given in (("log_probs", log_probs), ("old_log_probs", old_log_probs), ("lengths", lengths)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name}: got a {type(given).__name__}, must be a tensor")
     shape = list(log_probs.shape)
     if old_log_probs.shape != log_probs.shape:
         raise ValueError(f"old_log_probs: got shape {list(old_log_probs.shape)}, must be that of log_probs, {shape}")

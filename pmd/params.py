@@ -131,8 +131,18 @@ def _allowed(field: FieldInfo, error: ErrorDetails) -> str:
     """What the value of a field must be, of which `error` is what it is not."""
     if error["type"] == "value_error":  # from a validator of this field, such as `one_of`
         return str(error["ctx"]["error"])
-    if error["type"] not in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+    if error["type"] in ("too_short", "too_long"):
+        least = error["ctx"].get("min_length")
+        many = f"at most {error['ctx']['max_length']}" if least is None else f"at least {least}"
+        return f"{_kind(field.annotation)} ({many} of them)"
+    bounded = error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+    if not bounded or len(error["loc"]) > 1:  # a list's bound is that of its elements
         return _kind(field.annotation)
+    return _bounds(field) + (" or null" if type(None) in typing.get_args(field.annotation) else "")
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The bounds of a number, as words: "at least 2", "> 0", "in 1..8" for an integer, "in (0, 1]"."""
     bounds = {
         name: getattr(bound, name)
         for bound in field.metadata
@@ -141,12 +151,10 @@ def _allowed(field: FieldInfo, error: ErrorDetails) -> str:
     }
     least, most = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if "ge" in bounds and "le" in bounds and field.annotation is int:
-        text = f"in {least}..{most}"
-    elif most is None:
-        text = f"at least {least}" if "ge" in bounds else f"> {least}"
-    else:
-        text = f"in {'[' if 'ge' in bounds else '('}{least}, {most}{']' if 'le' in bounds else ')'}"
-    return text + (" or null" if type(None) in typing.get_args(field.annotation) else "")
+        return f"in {least}..{most}"
+    if most is None:
+        return f"at least {least}" if "ge" in bounds else f"> {least}"
+    return f"in {'[' if 'ge' in bounds else '('}{least}, {most}{']' if 'le' in bounds else ')'}"
 
 
 _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
@@ -157,6 +165,8 @@ def _kind(hint: Any) -> str:
     inner, origin = typing.get_args(hint), typing.get_origin(hint)
     if origin is typing.Literal:
         return " or ".join(map(str, inner))
+    if origin is Annotated:  # of a list's elements, with their bounds
+        return f"{_kind(inner[0])} {_bounds(inner[1])}"
     if origin in (list, dict):
         kind = {list: "a list", dict: "a mapping"}[origin]
         return kind if inner[-1] is Any else f"{kind}, each {'' if origin is list else 'value '}{_kind(inner[-1])}"

@@ -181,6 +181,8 @@ def test_the_example_of_the_documentation():
         ({"rewards": REWARDS.reshape(6, 1)}, r"rewards: got shape \[6, 1\], must be a tensor \[groups, responses\]"),
         ({"rewards": REWARDS.tolist()}, r"rewards: got a list, must be a tensor \[groups, responses\]"),
         ({"rewards": None}, r"rewards: got a NoneType, must be a tensor \[groups, responses\]"),
+        ({"lengths": LENGTHS.tolist()}, r"lengths: got a list, must be a tensor"),
+        ({"old_log_probs": None}, r"old_log_probs: got a NoneType, must be a tensor"),
         ({"rewards": REWARDS[:1]}, r"rewards: got 3 of them, must be as many as responses, 6"),
         ({"rewards": REWARDS.log()}, r"rewards: got -inf in group 0, response 1, must be a finite number"),
         ({"lengths": LENGTHS[:5]}, r"lengths: got \[3, 1, 4, 2, 5\], must add up to the 17 tokens of log_probs"),

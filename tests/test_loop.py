@@ -390,6 +390,16 @@ def test_the_validation_best_policy_is_kept(tiny_dir, tmp_path):
         (PROBLEMS, {"test": PROBLEMS}, r"^sets: got \['test'\], must be a mapping"),
         (PROBLEMS, {"val": []}, r"^sets\.val: got \[\], must be at least one problem$"),
         (PROBLEMS, SETS | {"test": []}, r"^sets\.test: got \[\], must be at least one problem$"),
+        (
+            PROBLEMS,
+            {"val": [{"id": 1, "prompt": "1+1=", "ground_truth": 2}]},
+            r"^sets\.val\[0\]\.ground_truth: got 2, must",
+        ),
+        (
+            [{"prompt": "1+1=", "ground_truth": "2"}],
+            SETS,
+            r"^problems\[0\]\.id: got None, must be a string or a number$",
+        ),
     ],
 )
 def test_missing_problems_are_refused_before_any_work(tiny_dir, tmp_path, problems, sets, message):

@@ -8,11 +8,13 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core import paths
 
-from pmd import notebook
+from pmd import notebook, population_update
 from pmd.__main__ import main
 from pmd.files import ROOT, fingerprint
 
@@ -110,6 +112,32 @@ def test_a_stopped_command_says_in_one_line_how_to_go_on(monkeypatch, capsys):
         main(["notebook", "x.ipynb"])
     assert caught.value.code == 130
     assert capsys.readouterr().err.strip() == "stopped; the same command goes on with what is finished"
+
+
+def cell(name: str, holding: str) -> str:
+    """The one code cell of a notebook that holds a text."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    [found] = [one.source for one in cells if one.cell_type == "code" and holding in one.source]
+    return found
+
+
+def test_the_ideal_step_by_hand_does_not_overflow_at_a_small_tau():
+    used = {"np": np, "pd": pd, "population_update": population_update, "tau": 1e-4}
+    with np.errstate(all="raise", under="ignore"):
+        exec(cell("0-theory", "by_hand"), used)
+    assert used["by_hand"].tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("first", "last", "fine"), [(0.81, 1.0, True), (0.2, 0.6, True), (0.2, 0.25, False)])
+def test_a_reward_that_was_high_from_the_start_is_no_error_of_the_own_task(first, last, fine):
+    """And the cell stands after all pictures and answers, which a student's short run shows too."""
+    text = cell("8-own-task", "assert last")
+    assert text.count("\n") == 0
+    if fine:
+        exec(text, {"first": first, "last": last})
+    else:
+        with pytest.raises(AssertionError, match="more steps help, or fewer digits"):
+            exec(text, {"first": first, "last": last})
 
 
 def test_arguments_are_yaml():

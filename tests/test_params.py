@@ -13,6 +13,7 @@ from pmd import params
 from pmd.evaluators.entry import Benchmark
 from pmd.evaluators.evaluate import Evaluate
 from pmd.experiments import training_map
+from pmd.experiments.settings import Finite, Law
 from pmd.files import ROOT
 from pmd.foreign_sets import formats
 from pmd.harness.config import train_config
@@ -94,6 +95,23 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
         train_config("ppo", 0, COMMITTED)
     with pytest.raises(ValueError, match=r"methods\.rloo: missing"):
         train_config("rloo", 0, COMMITTED | {"methods": {}})
+
+
+@pytest.mark.parametrize(
+    ("cls", "changes", "message"),
+    [
+        (Finite, {"n": [1]}, "finite.n: got [1], must be a list, each an integer at least 2"),
+        (Finite, {"n": [2.5]}, "finite.n: got [2.5], must be a list, each an integer at least 2"),
+        (Finite, {"n": [2] * 5}, "must be a list, each an integer at least 2 (at most 4 of them)"),
+        (Law, {"tau": [0]}, "law.tau: got [0], must be a list, each a number > 0"),
+        (Law, {"tau": []}, "law.tau: got [], must be a list, each a number > 0 (at least 1 of them)"),
+        (Law, {"bases": ["x"]}, "law.bases: got ['x'], must be a list, each an integer"),
+    ],
+)
+def test_a_bad_list_is_refused_with_what_its_elements_must_be(cls, changes, message):
+    namespace = cls.__name__.lower()
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):
+        params.read(cls, namespace, COMMITTED[namespace] | changes)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pmd.files import write_jsonl
-from pmd.problems.reader import read_problems
+from pmd.problems.reader import read_problems, require_problems
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ from pmd.problems.reader import read_problems
         ('{"prompt": "1+1=", "ground_truth": 2}\n', r":1: column 'ground_truth' .* got 2"),
         ('{"prompt": "1+1=", "ground_truth": "2"}\nnonsense\n', r":2: not valid JSON"),
         ("[1, 2]\n", r":1: expected a JSON object, got list"),
+        (
+            '{"prompt": "1+1=", "ground_truth": "2", "id": [1]}\n',
+            r":1: column 'id' must be a string or a number, got \[1\]",
+        ),
+        ('{"prompt": "1+1=", "ground_truth": "2", "rule": ["math"]}\n', r":1: column 'rule' must be one of exact"),
     ],
 )
 def test_a_bad_problem_set_is_refused_by_line(tmp_path, lines, message):
@@ -74,3 +79,33 @@ def test_other_encodings_and_blank_lines_are_read(tmp_path, encoding):
     (tmp_path / "a.jsonl").write_bytes(f"{row}\n\n{{\n".encode(encoding))
     with pytest.raises(ValueError, match=r"a\.jsonl:3: not valid JSON"):
         read_problems(tmp_path / "a.jsonl")
+
+
+GOOD = {"id": "a", "prompt": "1+1=", "ground_truth": "2"}
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        ("data/rl.jsonl", r"^mine: got 'data/rl\.jsonl', must be a list of problems, such as read_problems"),
+        ([GOOD, "1+1="], r"^mine\[1\]: got '1\+1=', must be a mapping with id, prompt and ground_truth$"),
+        ([{"prompt": "1+1=", "ground_truth": "2"}], r"^mine\[0\]\.id: got None, must be a string or a number$"),
+        (
+            [GOOD | {"ground_truth": 2}],
+            r"^mine\[0\]\.ground_truth: got 2, must be a non-empty string or a list of them$",
+        ),
+        ([GOOD | {"prompt": None}], r"^mine\[0\]\.prompt: got None, must be a non-empty string$"),
+        ([GOOD | {"rule": "sympy"}], r"^mine\[0\]\.rule: got 'sympy', must be one of exact, dapo, math$"),
+        ([GOOD, GOOD | {"ground_truth": "3"}], r"^mine\[1\]\.id: got 'a', must be its own, but mine\[0\] has it too$"),
+    ],
+)
+def test_problems_made_in_python_are_checked_as_those_of_a_file_are(problems, message):
+    with pytest.raises(ValueError, match=message):
+        require_problems("mine", problems)
+
+
+def test_a_problem_may_stand_there_twice_and_a_reward_of_ones_own_needs_no_ground_truth():
+    require_problems("mine", [GOOD, {"id": 7, "prompt": "1+1=", "ground_truth": ["2", "two"]}, GOOD])
+    require_problems("mine", [{"id": "a", "prompt": "Write a poem."}], judged=False)
+    with pytest.raises(ValueError, match=r"^mine\[0\]\.ground_truth: got None"):
+        require_problems("mine", [{"id": "a", "prompt": "Write a poem."}])

@@ -373,3 +373,7 @@ def test_the_slurm_script_starts_torchrun_on_every_node(tmp_path):
     refused = subprocess.run(["bash", script], env=slurm, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "usage: sbatch --nodes N scripts/train.slurm NAME" in refused.stderr
+    outside = {"PATH": os.environ["PATH"]}
+    refused = subprocess.run(["bash", script, "mine"], env=outside, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "this runs in a job of Slurm: sbatch --nodes N scripts/train.slurm NAME" in refused.stderr

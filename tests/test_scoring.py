@@ -122,6 +122,13 @@ def test_what_cannot_be_evaluated_is_left_out_and_counted_or_refused(run, caplog
     config = params.read(Evaluate, "evaluate", params.load()["evaluate"] | {"k": 2, "max_tokens": 4})
     with pytest.raises(ValueError, match=r"^sets\.ood: got \[\], must be at least one problem$"):
         evaluate(config, run / "run" / "base", {"test": PROBLEMS, "ood": []})
+    with pytest.raises(ValueError, match=r"^sets: got \{\}, must be a mapping of names to problem sets, one at least$"):
+        evaluate(config, run / "run" / "base", {})
+    other = PROBLEMS[0] | {"id": PROBLEMS[1]["id"]}  # its answers would be judged by another problem's ground truth
+    with pytest.raises(
+        ValueError, match=r"^sets\.test\[\d+\]\.id: got .*, must be its own, but sets\.test\[1\] has it"
+    ):
+        evaluate(config, run / "run" / "base", {"test": [*PROBLEMS, other]})
     long = {"id": "long", "prompt": "1" * 5000 + "=", "ground_truth": "1"}
     found = evaluate(config, run / "run" / "base", {"test": [long, *PROBLEMS]})
     assert set(found["prompt_id"]) == {problem["id"] for problem in PROBLEMS}

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pmd.params import Device, Settings, greedy_once, require
 from pmd.problems.prompts import within
+from pmd.problems.reader import require_problems
 from pmd.problems.reward import RewardFunction, read_reward, try_out
 from pmd.sampling.seeds import derive
 
@@ -42,11 +43,13 @@ def evaluate(
     Each set is sampled from a seed of its own. Prompts that leave no room for a response in the model's context are
     left out, and a warning counts them. reward, trusted: as `pmd.train` takes them, in the verifier's place. Returns
     one row a response: the set's name in column `set`, then `pmd.sampling.scoring.COLUMNS`, of which `reward` is what
-    the reward gave and `correct` whether that is full marks, 1. ValueError in one line if a set is empty or none of its
-    prompts fits, if the folder holds no model, if there is no such device or if the reward cannot be called.
+    the reward gave and `correct` whether that is full marks, 1. ValueError in one line if there
+    is no set, if a set is empty, holds what is no problem or has no prompt that fits, if the folder holds no model, if
+    there is no such device or if the reward cannot be called.
     """
+    require(len(sets) > 0, "sets", sets, "a mapping of names to problem sets, one at least")
     for name, problems in sets.items():
-        require(len(problems) > 0, f"sets.{name}", problems, "at least one problem")
+        require_problems(f"sets.{name}", problems, judged=reward is None)
     own = read_reward(reward, trusted)
     try_out(own, *sets.values())
     from pmd.model.loading import load_policy  # only here: a parent of worker processes needs no torch

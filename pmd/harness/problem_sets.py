@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pmd.harness.config import Train
 from pmd.params import require
 from pmd.problems.prompts import within
+from pmd.problems.reader import require_problems
 from pmd.sampling.engine import context
 
 if TYPE_CHECKING:  # transformers takes seconds to load
@@ -17,16 +18,16 @@ Problems = list[dict]
 
 
 def usable(
-    config: Train, model: str | Path, problems: Problems, sets: dict[str, Problems]
+    config: Train, model: str | Path, problems: Problems, sets: dict[str, Problems], judged: bool = True
 ) -> tuple[Problems, dict[str, Problems]]:
     """The problems to train on and those to evaluate on whose prompt leaves room for a response in the model's context.
 
-    A warning in one line counts the others. ValueError in one line if a set is empty or none of its prompts fits, or if
-    `sets` has no "val".
+    judged: by the verifier, not by a reward of your own. A warning in one line counts the others. ValueError in one
+    line if `sets` has no "val", or a set is empty, holds what is no problem, or has no prompt that fits.
     """
     require("val" in sets, "sets", sorted(sets), "a mapping of names to problem sets with val among them")
     for key, rows in [("problems", problems), *((f"sets.{name}", rows) for name, rows in sets.items())]:
-        require(len(rows) > 0, key, rows, "at least one problem")
+        require_problems(key, rows, judged)
     most = context(architecture(model))
     if most is None:
         return problems, sets

@@ -13,11 +13,12 @@ response               of supervised sets only: a worked answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pmd.files import read_jsonl
+from pmd.params import require
 from pmd.problems.verifier import RULES
 
 
@@ -38,16 +39,11 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[dict]:
 
 def _checked(path: Path) -> Iterator[dict]:
     """Each row of the file, checked and with the missing columns filled in."""
-    ids: set[str] = set()
+    ids: set[str | float] = set()
     for number, row in enumerate(read_jsonl(path), start=1):
         gold = row.get("ground_truth")
         if isinstance(gold, list) and len(gold) == 1:
-            row["ground_truth"] = gold = gold[0]
-        good = {"prompt": _is_text(row.get("prompt")), "ground_truth": _is_text(gold) or _are_texts(gold)}
-        for column, fine in good.items():
-            if not fine:
-                kind = "a non-empty string" + (" or a list of them" if column == "ground_truth" else "")
-                raise ValueError(f"{path}:{number}: column {column!r} must be {kind}, got {row.get(column)!r}")
+            row["ground_truth"] = gold[0]
         row = {
             "id": f"{path.stem}-{number - 1}",
             "source": path.stem,
@@ -55,12 +51,46 @@ def _checked(path: Path) -> Iterator[dict]:
             "difficulty": None,
             "rule": "exact",
         } | row
-        if row["rule"] not in RULES:
-            raise ValueError(f"{path}:{number}: column 'rule' must be one of {', '.join(RULES)}, got {row['rule']!r}")
+        for column, allowed in _faults(row):
+            raise ValueError(f"{path}:{number}: column {column!r} must be {allowed}, got {row.get(column)!r}")
         if row["id"] in ids:
             raise ValueError(f"{path}:{number}: id {row['id']!r} occurs twice")
         ids.add(row["id"])
         yield row
+
+
+def require_problems(name: str, problems: list[dict], judged: bool = True) -> None:
+    """ValueError `name[i].column: got value, must be …` in one line if these are no problems to answer.
+
+    There must be one at least, and each needs a prompt and an id of its own: by its id an answer finds its problem
+    again, and with another's it would be judged by the other's ground truth. The same problem may stand there twice.
+    judged: the verifier judges the answers, so that each also needs its ground truth; a reward of your own reads what
+    it likes. A problem may lack a `rule`, which is then "exact".
+    """
+    allowed = "a list of problems, such as read_problems(path) returns"
+    require(not isinstance(problems, str | Path | Mapping), name, problems, allowed)
+    require(len(problems) > 0, name, problems, "at least one problem")
+    first: dict[str | float, int] = {}
+    for i, row in enumerate(problems):
+        here = f"{name}[{i}]"
+        require(isinstance(row, Mapping), here, row, "a mapping with id, prompt and ground_truth")
+        for column, allowed in _faults({"rule": "exact", **row}, judged):
+            require(False, f"{here}.{column}", row.get(column), allowed)
+        other = first.setdefault(row["id"], i)
+        require(problems[other] == row, f"{here}.id", row["id"], f"its own, but {name}[{other}] has it too")
+
+
+def _faults(row: Mapping[str, Any], judged: bool = True) -> Iterator[tuple[str, str]]:
+    """Each column that a problem cannot have as it is, and what it must be."""
+    gold, rule = row.get("ground_truth"), row.get("rule")
+    if not _is_text(row.get("prompt")):
+        yield "prompt", "a non-empty string"
+    if judged and not (_is_text(gold) or _are_texts(gold)):
+        yield "ground_truth", "a non-empty string or a list of them"
+    if judged and not (isinstance(rule, str) and rule in RULES):
+        yield "rule", f"one of {', '.join(RULES)}"
+    if not isinstance(row.get("id"), str | int | float):
+        yield "id", "a string or a number"
 
 
 def _is_text(value: Any) -> bool:

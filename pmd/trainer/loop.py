@@ -72,7 +72,7 @@ def train(
     model or reward) or ranks differ; FloatingPointError at a loss that is not finite.
     """
     out, device = Path(out), distributed.start(config.device)
-    problems, sets = usable(config, base, problems, sets)
+    problems, sets = usable(config, base, problems, sets, judged=reward is None)
     own = read_reward(reward, trusted)
     try_out(own, problems, *sets.values())
     content = {"model_md5": run_folder.model_digest(directory(base)), "reward": own and own.identity}
