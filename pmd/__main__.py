@@ -128,7 +128,10 @@ def harder(name: str, out: Path) -> None:
 
 @problems.command()
 def pin() -> None:
-    """Accept a changed generator: data.dvc pins what it writes."""
+    """Accept a changed generator: data.dvc pins what it writes.
+
+    Example: pmd problems pin
+    """
     from pmd.problems.arithmetic import pin_generated
 
     click.echo(pin_generated())
@@ -201,7 +204,7 @@ def plan(name: str, gpus: int | None, memory: float) -> None:
 @cli.command()
 @click.argument("preset")
 @click.option("--only", multiple=True, help="law, finite or train; may be repeated. All of them if not given.")
-@click.option("--seconds", type=float, help="After so many no further training run begins.")
+@click.option("--seconds", type=float, help="After so many seconds no further training run begins.")
 def experiment(preset: str, only: tuple[str, ...], seconds: float | None) -> None:
     """Run the experiments of a preset without notebooks and DVC.
 
@@ -228,7 +231,8 @@ def study() -> None:
 def check(run: str, preset: str) -> None:
     """Make one run again and compare.
 
-    The same answers on the same kind of processor, else an accuracy within what the cell's runs have.
+    On the same kind of processor it must give the same answers, on another an accuracy within the range of the runs
+    that differ from it in base model and seed alone.
 
     Example: pmd study check pmd-mean/K-8/lr-0.00015/base-1-seed-101
     """

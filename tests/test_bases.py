@@ -32,6 +32,8 @@ def test_the_bases_differ():
 def test_a_number_that_is_not_there(folder):
     with pytest.raises(ValueError, match=r"^bases: got 9, must be one of the base models in bases/: 1$"):
         base_folder(9, folder)
+    with pytest.raises(ValueError, match=r": 1, 2, .*8 \(`git restore bases` brings the committed ones back\)$"):
+        base_folder(9)
 
 
 def test_missing_weights(folder):

@@ -182,7 +182,7 @@ def test_finite_samples_compare_the_mean_with_the_partition(tmp_path):
     assert worse.verdict["d2"] == CONTRADICTED
     assert (found.but == "").all()
     harm = table(tmp_path / "3", finite=evidence.finite().assign(before=600))
-    assert harm.but["d2"] == "both lower it, from 60 % to 45 % and 40 %"
+    assert harm.but["d2"] == "both lower success, from 60 % to 45 % and 40 %"
     assert table(tmp_path / "2", finite=evidence.finite(0.0, noise=0.0005)).verdict["d1"] == EQUIVALENT
 
 

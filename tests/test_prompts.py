@@ -82,6 +82,8 @@ def test_over_long_prompts_are_dropped_and_counted(tiny):
     assert prompts.fit(tokenizer, problems, 5, room=4) == (problems[1:3], 2)  # the longer ones are left out
     with pytest.raises(ValueError, match=r"^got 6, but the model's context has room for 5 and a prompt has 6$"):
         prompts.fit(tokenizer, problems, 6, room=5)
+    with pytest.raises(ValueError, match=r"^max_tokens: got 4, must be less than the model's context of 4 tokens$"):
+        prompts.within(tokenizer, problems, 4, 4, "problems")
     tokenizer.chat_template = CHAT  # three tokens more, which count
     assert prompts.fit(tokenizer, problems, 7) == (problems[1:3], 2)
 

@@ -196,6 +196,17 @@ def test_a_worker_refuses_what_cannot_run_in_one_line(shared, tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_by_hand_ends_with_where_its_policy_is(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run, "train_entry", lambda values, name, progress: None)
+    write_json(tmp_path / "params.json", {"preset": "mine", "scale": {}})
+    monkeypatch.delenv(torchrun.TETHER, raising=False)
+    for rank in ("0", "1"):  # one of the ranks says it
+        monkeypatch.setenv("RANK", rank)
+        run.run_rank("a", tmp_path / "params.json")
+    line = "scale.a: trained; the policy is runs/mine/scale/a-work/last, and `dvc repro scale@a` reports the run\n"
+    assert capsys.readouterr().out == line
+
+
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_1():
     done = subprocess.run([sys.executable, "-m", "pmd", "scale", "no-such"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
@@ -370,6 +381,8 @@ def test_the_slurm_script_starts_torchrun_on_every_node(tmp_path):
     assert (command.nnodes, command.nproc_per_node, command.max_restarts) == ("2", "4", 0)
     assert (command.rdzv_backend, command.rdzv_id, command.rdzv_endpoint) == ("c10d", "77", "gpu-3:29500")
     assert (command.module, command.training_script, command.training_script_args) == (True, "pmd", ["scale", "mine"])
+    (tmp_path / ".venv" / "bin" / "activate").unlink()  # with conda there is none
+    subprocess.run(["bash", script, "mine"], env=slurm, check=True)
     refused = subprocess.run(["bash", script], env=slurm, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "usage: sbatch --nodes N scripts/train.slurm NAME" in refused.stderr

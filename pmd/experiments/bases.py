@@ -19,7 +19,10 @@ BASES = ROOT / "bases"
 def base_folder(number: int, folder: Path = BASES) -> Path:
     """The model folder of base model `number`; ValueError in one line if it is missing, altered or speaks otherwise."""
     known = read_json(folder / "digests.json") if (folder / "digests.json").exists() else {}
-    require(str(number) in known, "bases", number, f"one of the base models in {folder.name}/: {', '.join(known)}")
+    back = f" (`git restore {folder.name}` brings the committed ones back)" if folder == BASES else ""
+    require(
+        str(number) in known, "bases", number, f"one of the base models in {folder.name}/: {', '.join(known)}{back}"
+    )
     model = folder / f"base-{number}"
     weights = model / "model.safetensors"
     if not weights.is_file():

@@ -18,8 +18,7 @@ TERMS = (
     "PMD-part estimates the log-partition function from the rollouts. RLOO is PMD-mean without its regulariser; GRPO "
     "and GSPO are the usual clipped methods. K is the number of updates that learn from one batch of rollouts. *More "
     "stable* means a higher mean accuracy over learning rates and K. A *solved* update is trained on one batch until "
-    "its loss hardly falls any more; ordinary training stops long before. Letters name the rows of the claims below; "
-    "pp are percentage points of accuracy."
+    "its loss hardly falls any more; ordinary training stops long before."
 )
 
 CAPTIONS = {

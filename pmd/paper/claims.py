@@ -267,7 +267,7 @@ def finding(table: pd.DataFrame) -> str:
     order = {
         SUPPORTED: "Supported at this size",
         CONTRADICTED: "Contradicted, for the opposite was found",
-        EQUIVALENT: "Neither, for the difference is too small to matter",
+        EQUIVALENT: "No difference that would matter",
         UNDECIDED: "Undecided",
     }
     weak, lines = table["verdict"] != table["cautious"], []
@@ -288,12 +288,13 @@ def finding(table: pd.DataFrame) -> str:
     if len(absent):
         said = "; ".join(f"{row.brief} ({row.row})" for row in absent.itertuples())
         lines.append(f"**Not testable here:** {said}.")
-    lead = "What is claimed of PMD-mean, by verdict:"
+    lead = "What is claimed of PMD-mean, by verdict"
     if "of_default" in table:
         lead = (
             "What is claimed of PMD-mean, by the verdict of the *study*, a larger run whose evidence is kept in the "
-            "repository; the *default run*, which `make repro` makes, is smaller and from other base models:"
+            "repository; the *default run*, which `make repro` makes, is smaller and from other base models"
         )
+    lead += ". Letters name the rows of the claims below; pp are percentage points of accuracy."
     return lead + "\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

@@ -250,7 +250,7 @@ def baselines(evidence: Evidence, name: str, n: int = 8) -> Answer:
     where = f"of {name} prompts at τ = {tau:g}, n = {n} ({before:.1f} % before)"
     after = rates.mean()
     why = sentence((label_of("pmd-mean"), label_of("pmd-part")), after[np.inf], after[tau], where, effect)
-    but = f"both lower it, from {before:.0f} % to {after[np.inf]:.0f} % and {after[tau]:.0f} %"
+    but = f"both lower success, from {before:.0f} % to {after[np.inf]:.0f} % and {after[tau]:.0f} %"
     return Answer(effect, why, len(rates), 2 * len(rates), but=but if after.max() < before else "")
 
 

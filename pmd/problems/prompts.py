@@ -165,8 +165,11 @@ def within(
 ) -> list[dict]:
     """The problems whose prompt leaves room for a response of `max_tokens` tokens in a context of so many tokens.
 
-    A warning in one line counts the others. name: what to call the problems. ValueError if none is left.
+    A warning in one line counts the others. name: what to call the problems. ValueError if none is left, or if there
+    is no room for any prompt.
     """
+    if max_tokens >= context:
+        raise ValueError(f"max_tokens: got {max_tokens}, must be less than the model's context of {context} tokens")
     try:
         kept, dropped = fit(tokenizer, problems, context - max_tokens)
     except ValueError as error:

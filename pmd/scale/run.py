@@ -73,8 +73,13 @@ def run_rank(name: str, file: Path | None = None) -> None:
     """Train one entry of `scale:` in params.yaml (or `file`), as a rank of a torchrun job or as the only process; what
     goes wrong ends the process with one line."""
     torchrun.tether()
+    followed = torchrun.TETHER in os.environ
     try:
-        train_entry(params.load(file or ROOT / "params.yaml"), name, progress=torchrun.TETHER not in os.environ)
+        values = params.load(file or ROOT / "params.yaml")
+        train_entry(values, name, progress=not followed)
+        if not followed and os.environ.get("RANK", "0") == "0":
+            work = os.path.relpath(work_folder(folder(values, name)), ROOT)
+            print(f"scale.{name}: trained; the policy is {work}/last, and `dvc repro scale@{name}` reports the run")
     except (ValueError, OSError, FloatingPointError) as error:
         torchrun.fail(" ".join(str(error).split()))
     except Exception as error:
