@@ -176,6 +176,13 @@ def test_every_response_is_dealt_once_and_the_shares_are_balanced(lengths, ranks
     assert max(abs(load - sum(loads) / ranks) for load in loads) <= max(cost.values()) + 1e-9
 
 
+def test_a_prompt_that_its_responses_share_is_paid_for_once():
+    """Group 0 costs 90 + 10 · 10 tokens, group 1 costs 1 + 10 · 19: a rank each."""
+    responses = [[[4] * 11] * 10, [[4] * 20] * 10]
+    shares = share_by_rank(Rollouts([[3] * 90, [3]], responses, torch.zeros(0), 0.0), [0, 1], 2)
+    assert shares == [[(g, i) for i in range(10)] for g in (0, 1)]
+
+
 @given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 12, 40]))
 def test_all_ranks_make_the_same_number_of_passes_over_everything(lengths, ranks, budget):
     rollouts, groups = made(lengths), list(range(len(lengths)))
