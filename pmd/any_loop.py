@@ -11,10 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from pmd.theory.population import predicted_lambda
 from pmd.trainer.objectives import (
     Hyper,
     Minibatch,
+    full_step,
     leave_one_out_tilted,
     per_response,
     regression,
@@ -162,5 +162,4 @@ def predicted(rewards: Tensor, tau: float) -> dict[str, float]:
     The leave-one-out mean stretches advantages by n/(n − 1), which is the mean of the group at τ (n − 1)/n.
     """
     n = rewards.shape[1]
-    lam, kl, chi2 = predicted_lambda(rewards.detach().cpu().double().numpy(), tau * (n - 1) / n)
-    return {f"{key}_theory": float(v.mean()) for key, v in (("lambda", lam), ("kl", kl), ("chi2", chi2))}
+    return full_step(rewards, tau * (n - 1) / n)

@@ -109,6 +109,6 @@ def test_majority_equals_the_obvious_loop(answers):
 def test_maj_at_k_asks_whether_the_winner_is_right():
     assert accuracy.maj_at_k(["1", "2", "2"], [True, False, False]) is False
     assert accuracy.maj_at_k(["1", "2", "1"], [True, False, True]) is True
-    assert accuracy.maj_at_k([None, None], [False, False]) is False
+    assert accuracy.maj_at_k([None, None], [True, True]) is False  # silence is no answer, whatever it earned
     with pytest.raises(ValueError, match="2 for 1"):
         accuracy.maj_at_k(["1"], [True, False])

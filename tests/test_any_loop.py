@@ -102,18 +102,31 @@ def test_a_response_without_tokens_counts_in_the_mean_as_zero(tokens):
     new, old = tokens
     none = torch.tensor([0])
     expected = regress(new[:3], old[:3], LENGTHS[:1], torch.tensor([0.5]), TAU) / 2
-    got = regress(new[:3], old[:3], torch.cat([LENGTHS[:1], none]), torch.tensor([0.5, 1.0]), TAU)
-    torch.testing.assert_close(got, expected, **EXACT)
+    both = (new[:3], old[:3], torch.cat([LENGTHS[:1], none]), torch.tensor([0.5, 1.0]), TAU)
+    torch.testing.assert_close(regress(*both), expected, **EXACT)
+    torch.testing.assert_close(regress(*both, weight=torch.tensor([3.0, 7.0])), 3 * expected, **EXACT)
     nothing = regress(new[None, :3], old[None, :3], torch.zeros(1, 3), torch.tensor([1.0]), TAU)
     assert nothing.item() == 0
     assert torch.autograd.grad(nothing, new)[0].abs().sum() == 0
 
 
-def test_half_precision_is_subtracted_in_float32():
-    new, old = torch.tensor([-8.0, -0.5]).bfloat16(), torch.tensor([-8.03, -0.5])
-    s = sequence_log_ratio(new, old.to(torch.bfloat16), torch.tensor([2]))
+def test_the_old_policy_is_a_constant(tokens):
+    """On-policy both log-probabilities are often one tensor, and its two gradients would cancel."""
+    new, _ = tokens
+    got = torch.autograd.grad(pmd.loss(new, new, REWARDS, LENGTHS, tau=TAU), new)[0]
+    expected = torch.autograd.grad(pmd.loss(new, new.detach().clone(), REWARDS, LENGTHS, tau=TAU), new)[0]
+    assert torch.equal(got, expected)
+    assert got.abs().max() > 0
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_half_precision_is_subtracted_in_float32(padded):
+    """In bfloat16 the difference below, −8 + 0.03, would be rounded to −7.96875."""
+    new, old = torch.tensor([-8.0, -0.5]).bfloat16(), torch.tensor([-0.03, -0.5]).bfloat16()
+    rows = (new[None], old[None]) if padded else (new, old)
+    s = sequence_log_ratio(*rows, torch.tensor([2]))
     assert s.dtype == torch.float32
-    assert s.item() == (-8.0 - old.to(torch.bfloat16)[0].item())
+    assert s.item() == -8.0 - old[0].item()
 
 
 GROUPS = st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=6)
@@ -155,6 +168,13 @@ def test_what_the_policy_did_and_what_theory_predicts():
     assert predicted(rewards, 1 / 9)["lambda_theory"] == pytest.approx(1.80654747, abs=1e-8)
 
 
+def test_what_the_policy_did_keeps_its_digits_near_and_is_finite_far():
+    """KL of s = 1e-4 is s²/2 + s³/3, of which float32 would leave nothing; JSON has no infinity."""
+    assert moved(torch.tensor([1e-4]))["kl"] == pytest.approx(5e-9 + 1e-12 / 3, rel=1e-6)
+    assert moved(torch.tensor([20.0]))["chi2"] == pytest.approx((math.exp(20) - 1) ** 2)
+    assert all(map(math.isfinite, moved(torch.tensor([1000.0, -1000.0])).values()))
+
+
 def test_the_example_of_the_documentation():
     space: dict = {}
     exec(re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stacks.md").read_text(encoding="utf-8"), re.S)[1], space)
@@ -171,6 +191,9 @@ def test_the_example_of_the_documentation():
     [
         ({"tau": 0.0}, r"tau: got 0\.0, must be a finite number above 0"),
         ({"tau": math.nan}, r"tau: got nan, must be a finite number above 0"),
+        ({"tau": math.inf}, r"tau: got inf, must be a finite number above 0"),
+        ({"tau": True}, r"tau: got True, must be a finite number above 0"),
+        ({"baseline": "tilted", "tau_b": math.nan}, r"tau_b: got nan, must be a number other than 0"),
         ({"baseline": "median"}, r"baseline: got 'median', must be one of mean, partition, tilted"),
         ({"baseline": "tilted"}, r"tau_b: got None, must be a number where baseline is 'tilted'"),
         ({"tau_b": 1.0}, r"tau_b: got 1\.0, must be a number where baseline is 'tilted' and None elsewhere"),
@@ -186,6 +209,7 @@ def test_the_example_of_the_documentation():
         ({"rewards": REWARDS[:1]}, r"rewards: got 3 of them, must be as many as responses, 6"),
         ({"rewards": REWARDS.log()}, r"rewards: got -inf in group 0, response 1, must be a finite number"),
         ({"lengths": LENGTHS[:5]}, r"lengths: got \[3, 1, 4, 2, 5\], must add up to the 17 tokens of log_probs"),
+        ({"lengths": LENGTHS.view(2, 3)}, r"lengths: got \[\[3, 1, 4\], \[2, 5, 2\]\], must add up to the 17 tokens"),
         ({"old_log_probs": torch.zeros(16)}, r"old_log_probs: got shape \[16\], must be that of log_probs, \[17\]"),
         (
             {"log_probs": torch.zeros(6, 4), "old_log_probs": torch.zeros(6, 4)},

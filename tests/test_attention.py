@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
@@ -95,6 +95,7 @@ def test_flex_equals_blocks_at_any_lengths(tiny, shape):
         max_size=3,
     )
 )
+@example([(1, [(0, TILE + 1)])])  # of the second tile of queries the first alone is a token
 def test_the_mask_is_the_definition_token_by_token(shape):
     """A packed token sees those whose sequence its own begins with, and no other; tiles against PyTorch's own."""
     prompts = [[7] * p for p, _ in shape]

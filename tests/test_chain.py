@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 
 from pmd.paper import style, theory_figures
-from pmd.theory.binary import binary_update, quantile
+from pmd.theory.binary import binary_update, binomial, quantile
 from pmd.theory.chain import TOP, chain, chain_summary, group_update
 from pmd.theory.population import Temperature, log_partition
 from pmd.trainer.objectives import Hyper, Minibatch, leave_one_out_mean, leave_one_out_tilted, regression
@@ -28,16 +28,17 @@ def odds(p):
 # --- one update -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ADVANTAGES)
+@pytest.mark.parametrize("estimator", [*ADVANTAGES, Temperature(1.5)])
 @pytest.mark.parametrize(("p", "tau"), [(0.1, 0.1), (0.1, 0.5), (0.6, 0.25)])
 def test_the_update_is_where_the_projects_objective_ends(estimator, p, tau):
     """Policies over success, failure and a third kind that no rollout shows, rare in π_t; every group of 5."""
     rare = 1e-7
     log_pi = torch.log(torch.tensor([1 - p - rare, p, rare], dtype=torch.float64))
     update = group_update(p, tau, 5, estimator)
+    tilted = isinstance(estimator, Temperature)
     for k in range(6):
         group = torch.tensor([1.0] * k + [0.0] * (5 - k), dtype=torch.float64)
-        advantage = ADVANTAGES[estimator](group[None], tau)[0]
+        advantage = ADVANTAGES["partition" if tilted else estimator](group[None], estimator.value if tilted else tau)[0]
 
         def loss(theta, group=group, advantage=advantage):
             theta = torch.tensor(theta, requires_grad=True)
@@ -62,6 +63,14 @@ def test_the_update_of_a_large_group_is_the_population_update():
         exact = binary_update(p, tau, estimator)
         assert update.p_next[1200] == pytest.approx(float(exact.p_next), abs=1e-3)
         assert update.surplus[1200] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_next_p_is_a_probability_where_it_rounds_to_one():
+    """The logarithm of 1 − p would be NaN behind it."""
+    p = np.linspace(0.001, 0.999, 999)
+    for n in (2, 8):
+        for estimator in ADVANTAGES:
+            assert group_update(p, 0.01, n, estimator).p_next.max() == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -181,6 +190,14 @@ def test_a_chain_that_has_seen_one_kind_is_where_it_began():
     for estimator in (*ADVANTAGES, Temperature(2.0)):
         stays = chain(0.1, 0.2, 4, 6, estimator).probability[:, 0]
         np.testing.assert_allclose(stays, (0.1**4 + 0.9**4) ** np.arange(7), rtol=1e-12)
+
+
+def test_a_limit_of_zero_spares_the_groups_without_a_surplus():
+    p0, tau, n = 0.2, 0.2, 6
+    surplus = group_update(p0, tau, n, "partition").surplus
+    expected = binomial(n, p0)[surplus == 0].sum()
+    assert 0.5 < expected < 0.9
+    assert chain(p0, tau, n, 1, "partition", limit=0.0).intact[1] == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_the_baselines_share_and_what_they_do_not():

@@ -14,6 +14,7 @@ from pmd.problems.numbers import read_number
 from pmd.problems.verifier import equivalent, verify
 
 RIGHT = [
+    ("0", "-0"),
     ("118000", r"118\,000"),
     ("118000", r"118\;000"),
     ("118000", "118 000"),
@@ -202,6 +203,8 @@ WRONG = [
     ("7", "3 4"),
     (r"\frac{1}{3}", "0.33"),
     ("4", "4 or 5"),
+    ("1,2,3", "1,2,3,4"),
+    ("1,2,3,4", "1,2,3"),
     ("4", "at least 4"),
     ("4", "4 or more"),
     ("4", "4 dozen"),

@@ -191,10 +191,10 @@ def test_stale_rollouts_are_the_old_policys_and_wait_in_the_checkpoint(tiny_dir,
 def test_ranks_with_different_parameters_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda value: [value, value | {"tau": 0.25}])
     with pytest.raises(ValueError, match=r"ranks: rank 1 has tau = 0\.25, rank 0 has 0\.5; start") as caught:
-        distributed.agree("ranks", {"tau": 0.5, "lr": 1.0})
+        distributed.agree({"tau": 0.5, "lr": 1.0})
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    distributed.agree("ranks", {"tau": 0.5})
+    distributed.agree({"tau": 0.5})
 
 
 @pytest.mark.parametrize(("size", "copies"), [(1, 1), (2, 1), (3, 1), (4, 2), (4, 4)])

@@ -60,6 +60,13 @@ def test_pooling_weighs_prompts_equally_and_keeps_sets_apart():
     assert intervals.interval([scores], rng()) == intervals.interval(scores, rng())
 
 
+def test_a_pooled_set_counts_by_its_share_of_the_prompts():
+    """Two sets of equal spread halve each one's part: the pooled error is 1/√2 of that of one alone."""
+    prompts = rng(4).random((1, 200))
+    alone, both = (intervals.interval([prompts] * sets, rng(), draws=20_000) for sets in (1, 2))
+    assert (both.high - both.low) / (alone.high - alone.low) == pytest.approx(2**-0.5, rel=0.03)
+
+
 def test_pooled_sets_share_their_seeds():
     g = rng(6)
     seeds = g.normal(size=(5, 1))

@@ -256,6 +256,7 @@ def test_theory_predicts_for_rewards_that_are_not_0_or_1(method, stretch):
     assert list(found.values()) == pytest.approx(np.mean(wanted, axis=0), rel=1e-6)
     binary = predicted(config(method, tau=tau), (groups > 0.3).float())
     assert binary["lambda_theory"] != pytest.approx(found["lambda_theory"], rel=0.1)
+    assert set(predicted(config("rloo"), groups).values()) == {None}  # the same baseline, but no τ
 
 
 # --- the example ---------------------------------------------------------------------------------------------------

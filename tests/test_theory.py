@@ -593,6 +593,14 @@ def test_a_simulation_agrees_within_its_own_error():
 def test_quantiles_of_a_weighted_sample():
     values, weights = [3.0, 1.0, np.nan, 2.0], [0.25, 0.25, 0.25, 0.25]
     assert [quantile(values, weights, x) for x in (0.1, 1 / 3, 0.34, 0.9)] == [1, 1, 2, 3]
+    assert quantile(np.arange(10), [0.1] * 10, 0.8) == 7  # eight tenths, added one by one, are a rounding below 0.8
+
+
+def test_at_certainty_nothing_changes_and_the_ideal_baseline_is_not_negative():
+    step = binary_update([0.0, 1.0], 0.5)
+    assert not np.any([step.lam, step.log_rho1, step.log_rho0])
+    # k = 1 of the two others is p itself, so that their τ log Z is the population's to the bit, and λ = 0
+    assert finite_sample_summary(0.5, 0.3, 3, "partition")["p_negative"] == 0.25
 
 
 # --- the bridge ---------------------------------------------------------------------------------------
@@ -700,6 +708,7 @@ def test_explorer_shows_the_prompt_it_is_given(canvas):
         (lambda: population_update([0.5, 0.5], [0.0, 1.0], 0.0), r"tau: 0\.0 is not allowed"),
         (lambda: population_update([0.5, 0.5], [0.0, 1.0], math.nan), "tau: nan is not allowed"),
         (lambda: population_update([0.5, 0.4], [0.0, 1.0], 1.0), r"probs: a row sums to 0\.9"),
+        (lambda: population_update([0.5, 0.50001], [0.0, 1.0], 1.0), r"probs: a row sums to 1\.00001"),
         (lambda: population_update([1.5, -0.5], [0.0, 1.0], 1.0), r"probs: 1\.5 is not allowed"),
         (lambda: population_update([0.5, math.nan], [0.0, 1.0], 1.0), "probs: nan is not allowed"),
         (lambda: population_update([0.5, 0.5], [0.0, math.nan], 1.0), "rewards: nan is not allowed"),

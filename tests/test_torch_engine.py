@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,6 +203,10 @@ def test_an_impossible_token_is_never_chosen(logits, u, top_p):
     p = torch.tensor(logits).softmax(-1)
     assert token < len(logits)
     assert p[p > p[token]].sum() < top_p + 1e-5
+
+
+def test_a_number_that_was_rounded_to_one_chooses_the_last_possible_token():
+    assert choose(torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([1.0]), Sampling(1)).tolist() == [1]
 
 
 @pytest.mark.parametrize("static", [False, True])

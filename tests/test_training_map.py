@@ -32,6 +32,9 @@ def test_every_run_has_as_many_rollouts_updates_and_evaluations():
     assert {(c.minibatches, c.steps // c.checkpoint_every) for c in (job.config for job in often)} == {
         (k, 2) for k in (1, 8, 40)
     }
+    always = training_map.jobs(GRID | {"bases": [1]}, TRAIN | {"checkpoint_every": 1, "probe": 8}, METHODS_GIVEN)
+    assert min(job.config.checkpoint_every for job in always) == 1  # never every 0 steps
+    assert {(job.config.minibatches, job.config.probe) for job in always} == {(1, 1), (8, 8), (40, 8)}
 
 
 def test_the_committed_map_is_what_the_design_says():
@@ -47,6 +50,14 @@ def test_the_committed_map_is_what_the_design_says():
     assert {v for v, k, _ in cells if k == 1} >= {"pmd-mean", "grpo"}
     grpo = next(j.config for j in made if j.config.method == "grpo")
     assert (grpo.clip_low, grpo.clip_high) == (0.2, 0.28)
+
+
+def test_a_regime_may_take_part_of_the_grid():
+    made = jobs(bases=[1], regimes=[{"minibatches": 8}, {"minibatches": 1, "rates": [3e-4], "methods": ["grpo"]}])
+    part = [job for job in made if job.config.minibatches == 1]
+    assert {(job.tags["variant"], job.config.lr) for job in part} == {("grpo", 3e-4)}
+    assert len(part) == len(GRID["seeds"])
+    assert len(made) == len(part) * (1 + len(GRID["methods"]) * len(GRID["rates"]))
 
 
 def test_the_default_and_the_study_share_no_base_model_and_no_seed():

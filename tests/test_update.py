@@ -30,6 +30,7 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     advantages = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
     [batch], [later] = parts = [own_passes(rollouts, [g], None, advantages, "cpu") for g in (0, 1)]
     forward, [old, other], entropy = update.freeze(config(), model, rollouts, parts)
+    assert not old.requires_grad  # else its gradient would cancel that of log π_θ, which is the same pass
     assert torch.equal(old, log_probs(model, batch.packed)[0].detach())
     torch.testing.assert_close(other, log_probs(model, later.packed)[0].detach(), atol=1e-6, rtol=0)
     both = torch.cat([log_probs(model, b.packed)[1] for b in (batch, later)]).double().mean().item()
@@ -38,6 +39,14 @@ def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
     update.update(config(), 2, model, optimizer, [(batch, old, None)], (2, 5), forward)
     assert forward == []
     assert not torch.equal(old, log_probs(model, batch.packed)[0].detach())
+
+
+def test_rollouts_that_waited_keep_the_log_probabilities_of_the_policy_that_sampled_them(tiny):
+    known = [[torch.rand(len(response)) for response in group] for group in MIXED.responses]
+    parts = [own_passes(MIXED, [g], None, torch.zeros(3, 3), "cpu") for g in (2, 0)]
+    first, old, entropy = update.freeze(config(), tiny[0], replace(MIXED, old=known, entropy=1.25), parts)
+    assert (first, entropy) == ([], 1.25)
+    assert [x.tolist() for x in old] == [torch.cat(known[g]).tolist() for g in (2, 0)]
 
 
 def test_minibatches_are_whole_groups_as_equal_as_can_be():
@@ -174,6 +183,13 @@ def test_every_response_is_dealt_once_and_the_shares_are_balanced(lengths, ranks
     cost = {(g, i): n - 1 + len(rollouts.prompts[g]) / len(x) for g, x in enumerate(lengths) for i, n in enumerate(x)}
     loads = [sum(cost[pair] for pair in share) for share in shares]
     assert max(abs(load - sum(loads) / ranks) for load in loads) <= max(cost.values()) + 1e-9
+
+
+def test_a_prompt_that_its_responses_share_is_paid_for_once():
+    """Group 0 costs 90 + 10 · 10 tokens, group 1 costs 1 + 10 · 19: a rank each."""
+    responses = [[[4] * 11] * 10, [[4] * 20] * 10]
+    shares = share_by_rank(Rollouts([[3] * 90, [3]], responses, torch.zeros(0), 0.0), [0, 1], 2)
+    assert shares == [[(g, i) for i in range(10)] for g in (0, 1)]
 
 
 @given(lengths, st.integers(1, 4), st.sampled_from([None, 1, 12, 40]))

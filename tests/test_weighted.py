@@ -211,9 +211,21 @@ def test_responses_without_mass_and_constant_rewards_change_nothing():
     padded = weighted_update(np.append(probs, 0), np.append(rewards, 99.0), np.append(weights, 50.0), 0.3)
     assert padded.lam == pytest.approx(one.lam, rel=1e-12)
     assert padded.log_ratio[-1] == 0
-    lam, s, exists, b = weighted_update(probs, np.full(8, 0.7), weights, 0.01)
-    assert (lam, exists, b) == (0, True, 0.7)
+    probs, rewards, weights = prompts(6, batch=(200,))
+    lam, s, exists, b = weighted_update(probs, np.full_like(rewards, 0.7), weights, 0.3)
+    assert exists.all()
+    assert (b == 0.7).all()
+    assert not lam.any()
     assert not s.any()
+
+
+def test_a_baseline_that_is_the_ideal_one_up_to_rounding_has_a_solution():
+    """λ is then a rounding error of either sign, and Newton's steps must not leave its range."""
+    probs, rewards, weights = prompts(7, batch=(500,))
+    lam, s, exists, _ = weighted_update(probs, rewards, weights, 0.3, log_partition(probs, rewards, 0.3))
+    assert exists.all()
+    np.testing.assert_allclose(lam, 0, atol=1e-12)
+    np.testing.assert_allclose(s, population_update(probs, rewards, 0.3, "partition").log_ratio, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,14 @@ def total(values: list[float]) -> list[float]:
     return [sum(column) for column in zip(*gather(values), strict=True)]
 
 
-def agree(what: str, value: dict[str, Any]) -> None:
+def agree(value: dict[str, Any]) -> None:
     """ValueError on every rank, naming the first difference, unless all ranks have the same mapping."""
     values = gather(value)
     for rank, other in enumerate(values):
         for key in sorted({*other, *values[0]}):
             if other.get(key) != values[0].get(key):
                 raise ValueError(
-                    f"{what}: rank {rank} has {key} = {other.get(key)!r}, rank 0 has {values[0].get(key)!r}; "
+                    f"ranks: rank {rank} has {key} = {other.get(key)!r}, rank 0 has {values[0].get(key)!r}; "
                     "start every rank from the same files and arguments"
                 )
 

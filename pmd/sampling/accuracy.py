@@ -89,8 +89,7 @@ def pass_at_k(correct: ArrayLike, n: int, k: int) -> NDArray[np.float64]:
     if k > n:
         raise ValueError(f"k: pass@k needs k ≤ n samples, got k={k}, n={n}")
     counts = _counts(correct, n, k)
-    order = np.arange(1, n + 1)
-    factors = np.clip(1 - k / order, 0, None)
+    factors = 1 - k / np.arange(1, n + 1)  # that of i = k is 0, which ends every product that begins below it
     miss = np.append(np.cumprod(factors[::-1])[::-1], 1.0)  # miss[j] = prod of the factors j+1..n
     return 1 - miss[n - counts.astype(np.int64)]
 

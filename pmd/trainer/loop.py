@@ -78,7 +78,7 @@ def train(
     content = {"model_md5": run_folder.model_digest(directory(base)), "reward": own and own.identity}
     content["problems_md5"] = run_folder.problems_digest(problems, whole=own is not None)
     wanted = identity(config, content | (tags or {}))
-    distributed.agree("ranks", wanted | {"torch": torch.__version__})
+    distributed.agree(wanted | {"torch": torch.__version__})
     if run_folder.finished(out, wanted):
         return read_json(out / "result.json")
     use_threads(config.threads)

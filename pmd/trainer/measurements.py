@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,8 +11,7 @@ from pmd.harness.passes import Pass
 from pmd.model.distributed import gather, total
 from pmd.model.forward import frozen_log_probs
 from pmd.sampling.engine import Engine
-from pmd.theory.population import predicted_lambda
-from pmd.trainer.objectives import OBJECTIVES, group_mean, leave_one_out_mean, moved, per_response
+from pmd.trainer.objectives import OBJECTIVES, full_step, group_mean, leave_one_out_mean, moved, per_response
 from pmd.trainer.rollouts import Rollouts
 
 
@@ -33,17 +31,15 @@ def policy_change(config: Train, model: PreTrainedModel, passes: list[Pass], old
 def predicted(config: Train, rewards: Tensor) -> dict:
     """What the population update of PMD-mean predicts for groups with these rewards [G, n]: their mean λ, KL and χ².
 
-    It applies to a method whose baseline is a mean and that reads τ. The leave-one-out baseline stretches advantages by
-    n/(n − 1), which is the group's mean at τ (n − 1)/n. For any other method the values are None. It is the
-    theorem's own case, constant normalisation; pmd/theory/weighted.py predicts where terms are divided by lengths.
+    It applies to a method whose baseline is a mean and that reads τ; for others the values are None. It is the case of
+    the theorem, constant normalisation; pmd/theory/weighted.py predicts where terms are divided by lengths.
     """
-    n = config.group_size
+    n = config.group_size  # the leave-one-out mean stretches advantages by n/(n − 1), as a smaller τ does
     objective = OBJECTIVES[config.method]
     tau = {leave_one_out_mean: config.tau * (n - 1) / n, group_mean: config.tau}.get(objective.advantage)
     if tau is None or "tau" not in objective.uses or len(rewards) == 0:
         return dict.fromkeys(("lambda_theory", "kl_theory", "chi2_theory"))
-    lam, kl, chi2 = predicted_lambda(rewards.double().numpy(), tau)
-    return {f"{key}_theory": float(np.mean(v)) for key, v in (("lambda", lam), ("kl", kl), ("chi2", chi2))}
+    return full_step(rewards, tau)
 
 
 def of_rollouts(rollouts: Rollouts) -> dict:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pmd.methods import METHODS
+from pmd.theory.population import predicted_lambda
 
 # --- advantages: rewards [G, n] -> [G, n] ---------------------------------------------------------------------------
 
@@ -211,3 +212,9 @@ def moved(s: Tensor) -> dict[str, float]:
     rho = s.clamp(max=300).exp()  # far from π_t exp(s) would overflow, and the log cannot hold infinity
     values = {"lambda": -s.mean(), "kl": (rho * s - rho + 1).mean(), "chi2": ((rho - 1) ** 2).mean()}
     return {key: value.item() for key, value in values.items()}
+
+
+def full_step(rewards: Tensor, tau: float) -> dict[str, float]:
+    """The mean λ, KL and χ² that theory predicts for groups with rewards [G, n], the baseline being a group's mean."""
+    lam, kl, chi2 = predicted_lambda(rewards.detach().cpu().double().numpy(), tau)
+    return {f"{key}_theory": float(v.mean()) for key, v in (("lambda", lam), ("kl", kl), ("chi2", chi2))}
