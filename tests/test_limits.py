@@ -54,6 +54,23 @@ def test_rates_that_are_chosen_from_the_other_base_models(study):
     assert said in LIMITS
 
 
+def words(effect: Effect, sign: int = 1) -> str:
+    """An effect of this sign as the text has it, such as "1.9 pp, [1.2, 2.6]"."""
+    estimate, *ends = effect.interval()
+    low, high = sorted(sign * end for end in ends)
+    return f"{sign * estimate:.1f} pp, [{low:.1f}, {high:.1f}]".replace("-", "−")
+
+
+def test_a_larger_tau_and_no_tau_at_all(study):
+    found = questions.best_rates(study, "pmd-mean tau=0.5", "grpo", False).effect
+    assert len(set(frames.cell(study.runs, "pmd-mean tau=0.5", 8).lr)) == 4
+    assert found.interval().high < 0
+    assert f"Found: {words(found)}, so a larger τ is not enough." in LIMITS
+    ends, labels = frames.final(study), ("PMD-mean", "GRPO")
+    fresh = questions.paired(*(frames.cell(ends, name, 1) for name in ("pmd-mean", "grpo")), labels, "")
+    assert f"is behind GRPO as well, by {words(fresh.effect, -1)}." in LIMITS
+
+
 def test_the_edge_of_the_grid(study):
     rates = frames.cell(study.runs, "pmd-mean", 40).lr
     assert best_rate(study, "pmd-mean", 40, set(study.runs.base)) == rates.min()
