@@ -128,7 +128,11 @@ def test_cost_is_shown_at_the_best_k_with_on_policy_beside(evidence):
 
 
 def test_practice_is_drawn_for_what_theory_knows(evidence):
-    _, table = figures.implicit_regulariser(evidence)
+    drawn, table = figures.implicit_regulariser(evidence)
+    for axis in drawn.axes:  # on axes that are no longer linear two points would not do
+        line = axis.lines[-1].get_xydata()
+        assert len(line) > 100
+        assert (line[:, 0] == line[:, 1]).all()
     assert set(table.variant) == {"pmd-mean", "pmd-mean tau=0.5"}
     assert set(table["lambda_theory"]) == {0.2}
     # λ is 0.11, 0.12 and 0.13 after the three steps of every run; a variant is left out

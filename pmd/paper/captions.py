@@ -59,8 +59,8 @@ CAPTIONS = {
     "runs (K = 1) beside them. Over the first problems of val, test and ood together, on which the target of (c) is "
     "measured too.",
     "F7": "Practice. −mean(s) after each step of training against the λ of the solved update, a panel for each K. On "
-    "the line, one pass over the batch would reach the solution. The vertical axis is linear near 0, logarithmic "
-    "beyond.",
+    "the line, one pass over the batch would reach the solution. Both axes are logarithmic, the vertical one "
+    "linear near 0.",
 }
 
 SHOWN = {

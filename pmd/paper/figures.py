@@ -131,16 +131,18 @@ def implicit_regulariser(evidence: Evidence) -> tuple[Figure, pd.DataFrame] | No
         return None
     figure = _figure(2.9)
     ks, line = sorted(set(rows.minibatches)), {"color": style.COLOURS["black"], "lw": 0.8}
-    for axis, k in zip(figure.subplots(1, len(ks), squeeze=False, sharey=True)[0], ks, strict=True):
+    same = np.geomspace(rows.lambda_theory.min(), rows.lambda_theory.max(), 200)  # near 0 it is a curve on these axes
+    for axis, k in zip(figure.subplots(1, len(ks), squeeze=False, sharex=True, sharey=True)[0], ks, strict=True):
         mine = rows[rows.minibatches == k]
         for name in ordered(mine.variant):
             part, look = mine[mine.variant == name], style.variant_style(name)
             dots = {"ms": 2.5, "mew": 0.5, "alpha": 0.6, "mfc": look.get("markerfacecolor", look["color"])}
             dots |= {"rasterized": True}  # thousands of them: as shapes they would be most of the report
             axis.plot(part.lambda_theory, part["lambda"], look["marker"], color=look["color"], **dots)
-        ends = [mine.lambda_theory.min(), mine.lambda_theory.max()]
-        axis.plot(ends, ends, **line)
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
+        axis.plot(same, same, **line)
+        axis.set_xscale("log")
+        axis.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 3)), major_formatter=ticker.StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_yscale("symlog", linthresh=0.01)
         axis.yaxis.set_minor_locator(ticker.NullLocator())
         axis.set(title=f"K = {k}", xlabel="λ, solved update")
