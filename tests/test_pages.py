@@ -248,7 +248,11 @@ def test_effects_are_drawn_in_margins_to_the_right_where_they_speak_for_the_clai
     assert found.loc["a1", "estimate"] == pytest.approx(5, abs=1)  # 0.65 against 0.6, and 1 pp matters
     assert found.loc["c2", ["estimate", "low", "high"]].tolist() == pytest.approx([-2, -3, -1], abs=1e-3)
     assert found.loc["e1", "estimate"] == pytest.approx(rows.loc["e1", "effect"].estimate / 0.15)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a1", "c2", "e1"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "accuracy  a1",
+        "time  c2",
+        "the law  e1",
+    ]
     assert "default" not in plotted
     both = claims.beside(study=frame, default=frame[frame.row != "a1"], own={"train"})  # the law is the default's own
     found = claims_figure.verdicts(both)[1].set_index("row")

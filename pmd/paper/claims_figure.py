@@ -19,6 +19,9 @@ LOOKS = {
 }
 """The colour and the marker of a verdict."""
 
+TOPICS = {"a": "accuracy", "b": "stability", "c": "time", "d": "few rollouts", "e": "the law"}
+"""What the rows of a letter are about; the first of them in a figure says it."""
+
 TICKS = (-10, -2, -1, 0, 1, 2, 5, 10, 20)
 
 
@@ -32,7 +35,7 @@ def verdicts(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     style.apply_style()
     plotted = pd.DataFrame([_numbers(row) for row in rows[rows["effect"].notna()].to_dict("records")])
-    figure = style.Shown(figsize=(0.75 * style.SINGLE, 0.16 * len(plotted) + 0.75))
+    figure = style.Shown(figsize=(0.88 * style.SINGLE, 0.16 * len(plotted) + 0.75))
     axis = figure.subplots()
     axis.axvspan(-1, 1, color=style.COLOURS["light"], alpha=0.6, linewidth=0)
     axis.axvline(0, color=style.COLOURS["grey"], linewidth=0.5)
@@ -50,9 +53,11 @@ def verdicts(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     axis.set_xscale("symlog", linthresh=2, linscale=1)
     axis.set_xticks(TICKS, [f"{tick}".replace("-", "−") for tick in TICKS])
     axis.set_xticks([], minor=True)
-    axis.set_yticks(plotted.index, plotted["row"])
+    first = ~plotted["row"].str[0].duplicated()
+    topics = plotted["row"].str[0].map(TOPICS).where(first, "")
+    axis.set_yticks(plotted.index, (topics + "  " + plotted["row"]).str.strip())
     axis.set_ylim(len(plotted) - 0.4, -0.6)  # the first row at the top
-    axis.set_xlabel("against    ←    effect in margins    →    for")
+    axis.set_xlabel("against  ←  effect in margins  →  for")
     figure.legend(loc="outside upper center", ncols=2, handlelength=1.0, columnspacing=1.2)
     return figure, plotted
 
