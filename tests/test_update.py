@@ -12,15 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmd.harness.clock import Clock
 from pmd.harness.passes import fill_passes, make_pass, own_passes, passes_of_rank, share_by_rank, split
+from pmd.harness.policy import Policy
 from pmd.methods import METHODS
 from pmd.model.forward import frozen_log_probs, log_probs
 from pmd.model.loading import load_policy
-from pmd.trainer import update
+from pmd.sampling.torch_engine import TorchEngine
+from pmd.scale.vllm_engine import Drift
+from pmd.trainer import measurements, update
 from pmd.trainer.objectives import OBJECTIVES
-from pmd.trainer.rollouts import Rollouts
+from pmd.trainer.rollouts import Rollouts, sample
 from pmd.trainer.staleness import from_tensors, to_tensors
-from tests.test_loop import config
+from tests.test_loop import PROBLEMS, config
 
 
 def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
@@ -248,3 +252,44 @@ def test_importance_weights_are_ratios_of_sequences_cut_at_the_cap(tiny):
     assert (got == 1.5).any()
     assert (got < 1.5).any()
     assert update.importance(config(), MIXED, batch, before) is None
+
+
+# --- what is sampled and measured -----------------------------------------------------------------------------------
+
+
+def answers(tiny, step: int, **changes) -> list[list[int]]:
+    """The responses to one prompt that `step` samples from a policy that never changes."""
+    model, tokenizer = tiny
+    policy = Policy(model, tokenizer, torch.optim.AdamW(model.parameters()), TorchEngine(model, tokenizer.eos_token_id))
+    one = config(prompts=1, minibatches=1, probe=1, **changes)
+    [group] = sample(one, step, policy, PROBLEMS[:1], Clock({})).responses
+    return group
+
+
+def test_the_same_prompt_is_answered_anew_at_each_step_at_the_temperature_of_training(tiny):
+    assert answers(tiny, 1) == answers(tiny, 1) != answers(tiny, 2)
+    assert len(set(map(tuple, answers(tiny, 1)))) > 1
+    cold = [answers(tiny, step, temperature=1e-3) for step in (1, 2)]
+    assert cold == [[cold[0][0]] * 4] * 2
+
+
+def test_what_a_batch_is_like_by_hand():
+    """A part of the reward is no success; a group whose rewards differ in one place has a signal."""
+    rewards = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 1.0], [0.25, 0.25, 0.25]])
+    assert measurements.of_rollouts(replace(MIXED, rewards=rewards, truncated=0.125)) == {
+        "reward": pytest.approx(3.75 / 9),
+        "signal": pytest.approx(2 / 3),
+        "length": pytest.approx(24 / 9),
+        "truncated": 0.125,
+        "successes": [0, 2, 0],
+        "group_size": 3,
+    }
+
+
+def test_tokens_count_alike_whichever_pass_or_rank_they_are_of(monkeypatch):
+    assert measurements.mean_over_ranks([torch.tensor([1.0]), torch.tensor([2.0, 3.0, 7.0])]) == 3.25
+    drifts = [Drift(0.1, 0.3, tokens=30), Drift(0.5, 0.9, tokens=10), Drift(0.0, 0.0, tokens=0), None]
+    monkeypatch.setattr(measurements, "gather", lambda own: drifts)
+    assert measurements.of_engine(object()) == {"drift": pytest.approx(0.2), "drift_largest": 0.9}
+    drifts[:2] = []
+    assert measurements.of_engine(object()) == {}
