@@ -53,6 +53,40 @@ def test_rollouts_that_waited_keep_the_log_probabilities_of_the_policy_that_samp
     assert [x.tolist() for x in old] == [torch.cat(known[g]).tolist() for g in (2, 0)]
 
 
+def test_the_learning_rate_grows_by_equal_steps_and_is_full_after_the_warmup(tiny):
+    model, rates = copy.deepcopy(tiny[0]), []
+    optimizer = torch.optim.AdamW(model.parameters())
+    [batch] = own_passes(MIXED, [0, 1, 2], None, torch.zeros(3, 3), "cpu")
+    old, _ = frozen_log_probs(model, batch.packed)
+    for step in (1, 2, 3, 4, 9):
+        update.update(config(warmup=3, lr=4e-4), step, model, optimizer, [(batch, old, None)], (9, 24), [])
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 4e-4])
+
+
+def test_a_step_logs_the_mean_of_its_updates_and_predicts_for_the_groups_that_are_probed(tiny, monkeypatch):
+    """The first group has no signal and is left out, the second is probed, the third is not."""
+    rewards, original, done = torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, 1, 1]]), update.update, []
+
+    def noted(*given):
+        done.append((given[5], original(*given)))
+        return done[-1][1]
+
+    monkeypatch.setattr(update, "update", noted)
+    how = config(group_size=3, minibatches=2, probe=1, filter_low=0.0, filter_high=1.0, tau=0.5)
+    model = copy.deepcopy(tiny[0])
+    optimizer = torch.optim.AdamW(model.parameters())
+    row = update.learn(how, 1, model, optimizer, replace(MIXED, rewards=rewards), Clock({}))
+    assert row["kept"] == 2 / 3
+    assert [size for size, _ in done] == [(3, 7), (3, 11)]  # responses and tokens of the minibatch
+    for key in ("loss", "grad_norm"):
+        assert done[0][1][key] != done[1][1][key]
+        assert row[key] == pytest.approx((done[0][1][key] + done[1][1][key]) / 2)
+    expected = measurements.predicted(how, rewards[1:2])
+    assert {key: row[key] for key in expected} == expected
+    assert expected["lambda_theory"] != pytest.approx(measurements.predicted(how, rewards[1:])["lambda_theory"])
+
+
 def test_minibatches_are_whole_groups_as_equal_as_can_be():
     assert split([0, 1, 2, 3, 4, 5, 6, 7], 4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert split([3, 5, 6], 2) == [[3], [5, 6]]
