@@ -164,7 +164,7 @@ def test_any_of_several_golds_is_right():
     assert [verdict.correct for verdict in found] == [True, True, True, False, False]
     assert [verdict.reward for verdict in found] == [1.0, 1.0, 1.0, 0.0, 0.0]
     tower = r"\boxed{9^{9^{9^9}}}"
-    assert [v.killed for v in verify(["math"] * 2, [tower] * 2, [["x", "1"], ["x", tower[7:-1]]], [True] * 2)] == [
+    assert [v.killed for v in verify(["math"] * 2, [tower] * 2, [["x", "1"], ["1", tower[7:-1]]], [True] * 2)] == [
         True,
         False,
     ]
