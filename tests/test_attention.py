@@ -14,7 +14,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask
 
 from pmd.model.attention import ALIGNED, attend, compiled_flex, dense_mask, flex, fused
-from pmd.model.forward import checkpoint_activations, log_probs
+from pmd.model.forward import check_attention, checkpoint_activations, log_probs
 from pmd.model.packing import TILE, pack, sparse_mask
 
 LAYOUTS = {
@@ -291,3 +291,11 @@ def test_the_example_in_the_words_of_the_module():
 def test_an_unknown_attention_is_refused():
     with pytest.raises(ValueError, match=r"^attention: got 'dense', must be blocks or flex$"):
         pack([[3]], [[[1]]], attention="dense")
+
+
+def test_a_trial_whose_hidden_states_are_not_numbers_is_no_proof(tiny):
+    model = copy.deepcopy(tiny[0])
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"packed tokens get others, by nan of their norm"):
+        check_attention(model)

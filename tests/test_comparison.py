@@ -166,6 +166,7 @@ RIGHT = [
     (r"(-1,2)\cup(3,\infty)", r"-1<x<2 \text{ or } x>3"),
     (r"(-1,2)\cup(3,\infty)", "(-1,2) U (3,∞)"),
     (r"\{1,2,3\}", r"\lbrace 1,2,3 \rbrace"),
+    ("[1,2,3]", "1,2,3"),  # a list; of two numbers it might be an interval
     # ratios, times, bases
     ("3:4", "3 to 4"),
     ("2:3:5", r"2 \colon 3 \colon 5"),

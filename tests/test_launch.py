@@ -62,6 +62,8 @@ def test_a_run_is_evaluated_at_its_end_on_the_whole_set(stage, monkeypatch):
     assert frames["runs"][["run", "variant", "base", "seed", "cpu"]].values.tolist() == [
         ["m/seed-1", "pmd-mean", 7, 1, "a processor"]
     ]
+    last = read_jsonl(out / "m/seed-1/log.jsonl")[-1]["tokens"], read_jsonl(out / "m/seed-1/timing.jsonl")[-1]["wall_s"]
+    assert frames["runs"][["tokens", "seconds"]].values.tolist() == [[*last]]
     assert frames["evals"]["final"].tolist().count(True) == 1
     assert frames["evals"].query("final")["correct"].item().tolist() == row["correct"]
     assert frames["steps"]["seconds"].tolist() == [t["wall_s"] for t in read_jsonl(out / "m/seed-1/timing.jsonl")][-2:]

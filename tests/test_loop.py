@@ -164,6 +164,40 @@ def test_a_large_model_is_known_by_configuration_sizes_and_index(tiny_dir, monke
     assert run_folder.model_digest(tiny_dir) != indexed
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_another_configuration_or_tokenizer_makes_another_model(tiny_dir, name):
+    before = run_folder.model_digest(tiny_dir)
+    write_json(tiny_dir / name, read_json(tiny_dir / name) | {"another": 1})
+    assert run_folder.model_digest(tiny_dir) != before
+
+
+def test_what_training_reads_of_a_problem_makes_another_set():
+    first, *rest = PROBLEMS
+    known = run_folder.problems_digest(PROBLEMS)
+    for change in ({"id": "q"}, {"prompt": "1="}, {"ground_truth": "9"}, {"rule": "math"}):
+        assert run_folder.problems_digest([first | change, *rest]) != known, change
+    assert run_folder.problems_digest([first | {"rule": "exact", "difficulty": 9}, *rest]) == known
+    assert run_folder.problems_digest([*rest, first]) != known
+
+
+def test_a_folder_that_goes_on_keeps_its_history_and_the_rows_up_to_its_checkpoint(tmp_path):
+    log, result = tmp_path / "log.jsonl", tmp_path / "result.json"
+    log.write_text('{"step": 9}\n')
+    run_folder.begin(tmp_path, {"threads": 1})
+    assert not log.exists()
+    for step in (1, 2, 3):
+        run_folder.append(log, {"step": step})
+    write_json(result, {"last_step": 3})
+    run_folder.go_on(tmp_path, {"threads": 2}, 2)
+    assert [row["step"] for row in read_jsonl(log)] == [1, 2]
+    assert not result.exists(), "it would say that the run has finished"
+    run_folder.go_on(tmp_path, {"threads": 4}, 2)
+    assert read_json(tmp_path / "run.json")["history"] == [
+        {"after_step": 2, "changed": {"threads": [1, 2]}},
+        {"after_step": 2, "changed": {"threads": [2, 4]}},
+    ]
+
+
 REMEDIES = {
     "microbatch_tokens": 40,
     "checkpoint_activations": True,

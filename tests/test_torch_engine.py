@@ -136,6 +136,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     uniform = (torch.arange(1000) + 0.5) / 1000
     got = torch.bincount(choose(logits.expand(1000, -1), uniform, Sampling(1, 1.0, 0.6)), minlength=4) / 1000
     np.testing.assert_allclose(got, [4 / 7, 3 / 7, 0, 0], atol=1.1e-3)
+    exact = torch.tensor([[0.5, 0.25, 0.25]])  # the first reaches a half, the second of them three quarters
+    assert nucleus(exact, 0.5, 3).tolist() == [[0.5, 0, 0]]
+    assert nucleus(exact, 0.75, 3).tolist() == [[0.5, 0.25, 0]]
 
 
 @given(st.data())

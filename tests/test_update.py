@@ -12,15 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmd.harness.clock import Clock
 from pmd.harness.passes import fill_passes, make_pass, own_passes, passes_of_rank, share_by_rank, split
+from pmd.harness.policy import Policy
 from pmd.methods import METHODS
 from pmd.model.forward import frozen_log_probs, log_probs
 from pmd.model.loading import load_policy
-from pmd.trainer import update
+from pmd.sampling.torch_engine import TorchEngine
+from pmd.scale.vllm_engine import Drift
+from pmd.trainer import measurements, update
 from pmd.trainer.objectives import OBJECTIVES
-from pmd.trainer.rollouts import Rollouts
+from pmd.trainer.rollouts import Rollouts, sample
 from pmd.trainer.staleness import from_tensors, to_tensors
-from tests.test_loop import config
+from tests.test_loop import PROBLEMS, config
 
 
 def test_the_first_minibatch_is_on_policy_and_later_ones_are_not(tiny_dir):
@@ -47,6 +51,40 @@ def test_rollouts_that_waited_keep_the_log_probabilities_of_the_policy_that_samp
     first, old, entropy = update.freeze(config(), tiny[0], replace(MIXED, old=known, entropy=1.25), parts)
     assert (first, entropy) == ([], 1.25)
     assert [x.tolist() for x in old] == [torch.cat(known[g]).tolist() for g in (2, 0)]
+
+
+def test_the_learning_rate_grows_by_equal_steps_and_is_full_after_the_warmup(tiny):
+    model, rates = copy.deepcopy(tiny[0]), []
+    optimizer = torch.optim.AdamW(model.parameters())
+    [batch] = own_passes(MIXED, [0, 1, 2], None, torch.zeros(3, 3), "cpu")
+    old, _ = frozen_log_probs(model, batch.packed)
+    for step in (1, 2, 3, 4, 9):
+        update.update(config(warmup=3, lr=4e-4), step, model, optimizer, [(batch, old, None)], (9, 24), [])
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 4e-4])
+
+
+def test_a_step_logs_the_mean_of_its_updates_and_predicts_for_the_groups_that_are_probed(tiny, monkeypatch):
+    """The first group has no signal and is left out, the second is probed, the third is not."""
+    rewards, original, done = torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, 1, 1]]), update.update, []
+
+    def noted(*given):
+        done.append((given[5], original(*given)))
+        return done[-1][1]
+
+    monkeypatch.setattr(update, "update", noted)
+    how = config(group_size=3, minibatches=2, probe=1, filter_low=0.0, filter_high=1.0, tau=0.5)
+    model = copy.deepcopy(tiny[0])
+    optimizer = torch.optim.AdamW(model.parameters())
+    row = update.learn(how, 1, model, optimizer, replace(MIXED, rewards=rewards), Clock({}))
+    assert row["kept"] == 2 / 3
+    assert [size for size, _ in done] == [(3, 7), (3, 11)]  # responses and tokens of the minibatch
+    for key in ("loss", "grad_norm"):
+        assert done[0][1][key] != done[1][1][key]
+        assert row[key] == pytest.approx((done[0][1][key] + done[1][1][key]) / 2)
+    expected = measurements.predicted(how, rewards[1:2])
+    assert {key: row[key] for key in expected} == expected
+    assert expected["lambda_theory"] != pytest.approx(measurements.predicted(how, rewards[1:])["lambda_theory"])
 
 
 def test_minibatches_are_whole_groups_as_equal_as_can_be():
@@ -248,3 +286,44 @@ def test_importance_weights_are_ratios_of_sequences_cut_at_the_cap(tiny):
     assert (got == 1.5).any()
     assert (got < 1.5).any()
     assert update.importance(config(), MIXED, batch, before) is None
+
+
+# --- what is sampled and measured -----------------------------------------------------------------------------------
+
+
+def answers(tiny, step: int, **changes) -> list[list[int]]:
+    """The responses to one prompt that `step` samples from a policy that never changes."""
+    model, tokenizer = tiny
+    policy = Policy(model, tokenizer, torch.optim.AdamW(model.parameters()), TorchEngine(model, tokenizer.eos_token_id))
+    one = config(prompts=1, minibatches=1, probe=1, **changes)
+    [group] = sample(one, step, policy, PROBLEMS[:1], Clock({})).responses
+    return group
+
+
+def test_the_same_prompt_is_answered_anew_at_each_step_at_the_temperature_of_training(tiny):
+    assert answers(tiny, 1) == answers(tiny, 1) != answers(tiny, 2)
+    assert len(set(map(tuple, answers(tiny, 1)))) > 1
+    cold = [answers(tiny, step, temperature=1e-3) for step in (1, 2)]
+    assert cold == [[cold[0][0]] * 4] * 2
+
+
+def test_what_a_batch_is_like_by_hand():
+    """A part of the reward is no success; a group whose rewards differ in one place has a signal."""
+    rewards = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 1.0], [0.25, 0.25, 0.25]])
+    assert measurements.of_rollouts(replace(MIXED, rewards=rewards, truncated=0.125)) == {
+        "reward": pytest.approx(3.75 / 9),
+        "signal": pytest.approx(2 / 3),
+        "length": pytest.approx(24 / 9),
+        "truncated": 0.125,
+        "successes": [0, 2, 0],
+        "group_size": 3,
+    }
+
+
+def test_tokens_count_alike_whichever_pass_or_rank_they_are_of(monkeypatch):
+    assert measurements.mean_over_ranks([torch.tensor([1.0]), torch.tensor([2.0, 3.0, 7.0])]) == 3.25
+    drifts = [Drift(0.1, 0.3, tokens=30), Drift(0.5, 0.9, tokens=10), Drift(0.0, 0.0, tokens=0), None]
+    monkeypatch.setattr(measurements, "gather", lambda own: drifts)
+    assert measurements.of_engine(object()) == {"drift": pytest.approx(0.2), "drift_largest": 0.9}
+    drifts[:2] = []
+    assert measurements.of_engine(object()) == {}

@@ -164,7 +164,7 @@ def test_any_of_several_golds_is_right():
     assert [verdict.correct for verdict in found] == [True, True, True, False, False]
     assert [verdict.reward for verdict in found] == [1.0, 1.0, 1.0, 0.0, 0.0]
     tower = r"\boxed{9^{9^{9^9}}}"
-    assert [v.killed for v in verify(["math"] * 2, [tower] * 2, [["x", "1"], ["x", tower[7:-1]]], [True] * 2)] == [
+    assert [v.killed for v in verify(["math"] * 2, [tower] * 2, [["x", "1"], ["1", tower[7:-1]]], [True] * 2)] == [
         True,
         False,
     ]
@@ -211,7 +211,7 @@ def test_a_killed_answer_is_wrong_marked_and_logged_in_one_line(caplog):
     with caplog.at_level(logging.WARNING, "pmd.problems.verifier"):
         found = verify(["math", "math"], [tower, r"\boxed{2/4}"], ["0.5", "0.5"], [True, True])
     assert found == [Verdict("9^{9^{9^9}}", False, 0.0, True), Verdict("2/4", True, 1.0, False)]
-    assert equivalent("math", [("x", "9^{9^{9^9}}")]) == [False]
+    assert equivalent("math", [("1", "9^{9^{9^9}}")]) == [False]
     [line] = [record.getMessage() for record in caplog.records][:1]
     assert line == "killed after 2 s of CPU time, counts as wrong: rule math, gold '0.5', answer '9^{9^{9^9}}'"
 

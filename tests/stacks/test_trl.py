@@ -169,25 +169,93 @@ def test_advantages_are_of_whole_groups_although_rows_are_shuffled(tiny, tmp_pat
     assert list(run._logs["advantages"]) == pytest.approx(expected), "the table of completions has other advantages"
 
 
-def test_the_log_has_what_the_update_did_and_what_theory_predicts(tiny, tmp_path):
-    config = settings(
-        tmp_path, steps_per_generation=2, num_iterations=2, per_device_train_batch_size=6, max_steps=8, probe=2
+@pytest.mark.parametrize("normalise", ["length", "constant"])
+def test_importance_weights_count_and_what_a_tool_wrote_does_not(tiny, tmp_path, normalise):
+    run = trainer(tiny, settings(tmp_path, max_steps=1, normalise=normalise))
+    run.train()
+    run.max_completion_length = 20  # longer than any of these
+    [batch] = run._buffered_inputs
+    weight, tool = torch.tensor([0.5, 2.0, 0.0, 3.0]), torch.ones_like(batch["completion_mask"])
+    tool[0, 0] = 0
+    loss = run._compute_loss(run.model, batch | {"importance_sampling_ratio": weight[:, None], "tool_mask": tool})
+    used, kept = batch["completion_mask"].bool(), (batch["completion_mask"] * tool).bool()
+    new, entropies = torch.zeros(used.shape), torch.zeros(used.shape)
+    for i, (prompt, response) in enumerate(responses(batch)):
+        scores = run.model(input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].float()
+        new[i, used[i]] = token_log_probs(run.model, prompt, response)
+        entropies[i, used[i]] = torch.distributions.Categorical(logits=scores).entropy()
+    sizes = kept.sum(1)
+    assert (sizes > 0).all()
+    log_ratio = (new - batch["old_per_token_logps"])[kept]
+    flat = Minibatch(log_ratio, batch["advantages"], torch.repeat_interleave(sizes), sizes, 20, weight=weight)
+    expected, _ = OBJECTIVES["pmd-mean"].loss(flat, Hyper(tau=0.3, normalise=normalise))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-7)
+    assert run._metrics["train"]["entropy"][-1] == pytest.approx(entropies[kept].mean().item(), rel=1e-5)
+
+
+def test_the_routers_loss_of_a_mixture_of_experts_is_added(tiny, tmp_path, monkeypatch):
+    run = trainer(tiny, settings(tmp_path, max_steps=1))
+    run.train()
+    [batch], of_tokens = run._buffered_inputs, run._log_probs
+    regression = run._compute_loss(run.model, batch)
+    monkeypatch.setattr(run, "aux_loss_enabled", True)
+    monkeypatch.setattr(run, "router_aux_loss_coef", 0.1, raising=False)
+    monkeypatch.setattr(
+        run, "_log_probs", lambda *given, **_: (*of_tokens(*given, compute_entropy=True)[:2], torch.tensor(5.0))
     )
+    torch.testing.assert_close(run._compute_loss(run.model, batch), regression + 0.5)
+    assert run._metrics["train"]["aux_loss"] == [5.0]
+
+
+def test_rewards_of_several_functions_are_weighed_and_one_may_abstain(tiny, tmp_path):
+    seen = []
+
+    def odd(completions, **columns):
+        return [1.0 if i % 4 == 1 else 0.0 if i % 2 else None for i in range(len(completions))]
+
+    def noted(completions, **columns):
+        seen.extend(digits(completions))
+        return digits(completions)
+
+    run = trainer(tiny, settings(tmp_path, max_steps=1, reward_weights=[2.0, -0.5]), [noted, odd])
+    run.train()
+    rewards = 2 * torch.tensor(seen).double() - torch.tensor([0, 0.5, 0, 0])
+    assert list(run._logs["advantages"]) == pytest.approx(advantages(rewards[None], 0.3)[0].tolist(), abs=1e-6)
+
+
+def test_groups_of_an_evaluation_have_their_own_size(tiny, tmp_path):
+    rows, seen = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS[:2]]), []
+
+    def noted(completions, **columns):
+        seen.extend(digits(completions))
+        return digits(completions)
+
+    run = trainer(
+        tiny, settings(tmp_path, num_generations_eval=2, per_device_eval_batch_size=4), noted, eval_dataset=rows
+    )
+    run.evaluate()
+    expected = advantages(torch.tensor(seen).view(2, 2), 0.3).flatten().tolist()
+    assert list(run._logs["advantages"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_log_has_what_the_update_did_and_what_theory_predicts(tiny, tmp_path):
+    config = settings(tmp_path, steps_per_generation=3, num_iterations=2, max_steps=12, probe=2)
     kept = []
     run = trainer(tiny, config, lambda completions, **columns: kept.append(digits(completions)) or kept[-1])
     run.train()
     entries = [entry for entry in run.state.log_history if "loss" in entry]
     told = [entry for entry in entries if "pmd/lambda" in entry]
-    assert [entry["step"] for entry in told] == [4, 8]  # after the last of a batch's four updates
+    assert [entry["step"] for entry in told] == [6, 12]  # after the last of a batch's six updates
     assert all("policy_loss" in entry and "entropy" in entry for entry in entries)
     for entry, rewards in zip(told, kept, strict=True):
         expected = predicted(torch.tensor(rewards).view(3, 4), config.tau)
         assert {key: entry[f"pmd/{key}"] for key in expected} == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
-        rows = [row for batch in run._buffered_inputs for row in responses(batch)]
+        probed = run._buffered_inputs[:2]  # of three
+        rows = [row for batch in probed for row in responses(batch)]
         old = [
             values[used.bool()]
-            for batch in run._buffered_inputs
+            for batch in probed
             for values, used in zip(batch["old_per_token_logps"], batch["completion_mask"], strict=True)
         ]
         s = torch.stack([(token_log_probs(run.model, *row) - o).sum() for row, o in zip(rows, old, strict=True)])

@@ -87,12 +87,12 @@ def call(config: ActorConfig, rows: slice = slice(None), weights: torch.Tensor |
     return loss, torch.autograd.grad(loss, new)[0], metrics
 
 
-def ours(normalise: str, max_tokens: int, weight: torch.Tensor | None = None):
+def ours(normalise: str, max_tokens: int, weight: torch.Tensor | None = None, mask=MASK):
     """(loss, its gradient) of pmd's objective on the same tokens, flat."""
     new, old = tensors()
-    log_ratio = (new - old)[MASK.bool()]
+    log_ratio, lengths = (new - old)[mask.bool()], mask.sum(1)
     advantage = expected(OBJECTIVES["pmd-mean"].advantage, TAU)
-    batch = Minibatch(log_ratio, advantage, torch.repeat_interleave(LENGTHS), LENGTHS, max_tokens, weight=weight)
+    batch = Minibatch(log_ratio, advantage, torch.repeat_interleave(lengths), lengths, max_tokens, weight=weight)
     loss, _ = OBJECTIVES["pmd-mean"].loss(batch, Hyper(tau=TAU, normalise=normalise))
     return loss, torch.autograd.grad(loss, new)[0]
 
@@ -108,6 +108,9 @@ def test_advantages_equal_pmds_on_every_token_and_are_zero_on_padding():
         torch.testing.assert_close(got, expected(function, tau)[:, None] * MASK)
     rloo, _ = core_algos.get_adv_estimator_fn("rloo")(token_rewards(), MASK, UID)
     torch.testing.assert_close(estimated("pmd_mean"), rloo)  # verl's own leave-one-out mean
+    everywhere = (REWARDS / LENGTHS)[:, None] * MASK  # a reward may come in parts
+    parts, _ = core_algos.get_adv_estimator_fn("pmd_mean")(everywhere, MASK, UID)
+    torch.testing.assert_close(parts, rloo)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,18 @@ def test_passes_and_processes_add_up_to_the_minibatch():
     reference, expected_gradient = ours("length", 0)
     torch.testing.assert_close(sum(loss for loss, *_ in parts) / 2, reference)
     torch.testing.assert_close(sum(gradient for _, gradient, _ in parts) / 2, expected_gradient)
+    del config.global_batch_info["global_batch_size"]
+    with pytest.raises(ValueError, match="global_batch_size: got None, must be the optimizer step's responses on"):
+        call(config)
+
+
+def test_tokens_that_a_tool_wrote_are_left_out_wherever_they_stand():
+    masked = MASK.clone()
+    masked[[2, 2, 4], [0, 1, 2]] = 0
+    loss, gradient, _ = call(actor(), mask=masked)
+    reference, expected_gradient = ours("length", 0, mask=masked)
+    torch.testing.assert_close(loss, reference)
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_weights_of_a_response_multiply_its_term_and_those_of_tokens_are_refused():
