@@ -180,12 +180,12 @@ def test_complete_answers_of_the_gpu_experiments_have_100_to_400_tokens_and_room
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
-    found = values("gpu")
+    found, problem = values("gpu"), {"id": "a", "prompt": "1", "ground_truth": "1", "response": "1"}
     with pytest.raises(ValueError, match=r"device: got 'cuda', but PyTorch .* sees 0 CUDA devices"):
-        train_base(read_bases(found["base"])[0], [{"id": "a", "prompt": "1", "response": "1"}], tmp_path / "base")
+        train_base(read_bases(found["base"])[0], [problem], tmp_path / "base")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"device: got 'cuda'"):
-        evaluate(params.read(Evaluate, "evaluate", found["evaluate"]), tmp_path, {})
+        evaluate(params.read(Evaluate, "evaluate", found["evaluate"]), tmp_path, {"val": [problem]})
 
 
 def test_a_machine_that_cannot_write_parquet_is_refused_before_any_work(tmp_path, monkeypatch):
